@@ -1,0 +1,71 @@
+# Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes.
+#   make demo | test | bench | lint | format | gpu | clean
+# PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line.
+PYTHON ?= python3
+VENV ?= .venv
+MAX_JOBS ?= 2
+# One place names the version: the build requirement in pyproject.toml.
+TORCH ?= $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip --disable-pip-version-check install --quiet
+SOURCES = $(wildcard csrc/*.* csrc/*/*.*)
+export MAX_JOBS
+
+.PHONY: demo test bench lint format gpu clean build environment
+.DELETE_ON_ERROR:
+
+# torch first and alone: a looser requirement met later must not pull another build of it.
+$(VENV)/environment.stamp: pyproject.toml
+	@echo "environment: $(TORCH) and the build requirements into $(VENV) (a few minutes the first time)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastnest needs Python >= 3.10, got " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	$(PIP) "setuptools>=77" wheel pybind11 ninja pip
+	@touch $@
+environment: $(VENV)/environment.stamp
+
+$(VENV)/install.stamp: $(VENV)/environment.stamp setup.py
+	@echo "build: fastnest with its C++ kernels into $(VENV), $(MAX_JOBS) files at a time"
+	$(PIP) --no-build-isolation -e ".[test,bench,demo,plot,lint]" "$(TORCH)"
+	$(PY) -m fastnest info
+	@touch $@
+
+# pip compiles from nothing every time; a change in csrc compiles only the files it touches.
+$(VENV)/build.stamp: $(VENV)/install.stamp $(SOURCES)
+	@if [ -n "$$(find $(SOURCES) -newer $(VENV)/install.stamp)" ]; then \
+	  echo "build: what changed in csrc"; $(PY) setup.py --quiet build_ext --inplace; fi
+	@touch $@
+build: $(VENV)/build.stamp
+
+demo: build
+	@echo "demo: trains a ResNEst, an A-ResNEst and a DenseNEst on digits and diabetes, fused against reference"
+	$(PY) -m fastnest demo
+
+test: build
+	@echo "test: every test of the package"
+	$(PY) -m pytest
+
+bench: build
+	@echo "bench: every op and model against its peers, as shipped and fair; about 25 minutes on 2 cores"
+	$(PY) -m fastnest bench --full
+
+lint: build
+	@echo "lint: ruff and clang-format, changing nothing"
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') && echo "clang-format: clean"
+
+format: build
+	@echo "format: rewrites Python with ruff and C++ with clang-format"
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+# Fails, so that nobody takes an untested GPU for a tested one.
+gpu:
+	@echo "gpu: this version has no GPU kernels; CUDA tensors run the reference, and nothing here needs a GPU to be tested" >&2
+	@exit 2
+
+clean:
+	@echo "clean: removes $(VENV) and what was built"
+	rm -rf $(VENV) build dist *.egg-info fastnest/_C.*.so

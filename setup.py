@@ -1,0 +1,60 @@
+"""Builds fastnest._C from csrc/: C++ always, csrc/cuda wherever nvcc is; everything else is in pyproject.toml.
+
+FASTNEST_NO_EXT=1 installs without compiled code (reference only), FASTNEST_NO_CUDA=1 without csrc/cuda, MAX_JOBS=n builds
+n files at a time, CXX names the compiler. No -march: the instruction set is chosen when the library is loaded.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from glob import glob
+
+from setuptools import find_packages, setup
+
+# The stable ABI of torch 2.10, so that one binary serves every later torch.
+FLAGS = "-std=c++20 -O3 -g0 -Wall -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
+TARGET = "0x020a000000000000ULL"
+
+
+def skip(reason: str, remedy: str) -> dict:
+    print(f"fastnest: installing WITHOUT the C++ kernels: {reason}. Every op runs its reference. {remedy}", file=sys.stderr)
+    return {}
+
+
+def extension() -> dict:
+    """The arguments of setup() that build fastnest._C; none of them where it is not wanted or not possible."""
+    if os.environ.get("FASTNEST_NO_EXT", "0") != "0":
+        return skip("FASTNEST_NO_EXT is set", "Unset it and install again to build them.")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    if shutil.which(compiler) is None:
+        return skip(f"no C++ compiler ({compiler}) on PATH", "Install g++ >= 11 or set CXX, then install again.")
+    import pybind11
+    from torch.utils import cpp_extension
+
+    class Build(cpp_extension.BuildExtension):
+        def run(self):
+            try:
+                super().run()
+            except Exception as error:
+                sys.exit(f"fastnest: building fastnest._C with {compiler} failed, see above ({error}).\n"
+                         "fastnest: FASTNEST_NO_EXT=1 installs without it, and every op then runs its reference.")  # fmt: skip
+
+    cuda_wanted = cpp_extension.CUDA_HOME and os.environ.get("FASTNEST_NO_CUDA", "0") == "0"
+    cuda = sorted(glob("csrc/cuda/*.cu")) if cuda_wanted else []
+    module = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
+        "fastnest._C",
+        ["csrc/ops.cpp", *sorted(glob("csrc/cpu/*.cpp")), *cuda],
+        depends=sorted(glob("csrc/*/*.h")),
+        include_dirs=[os.path.abspath("csrc"), pybind11.get_include()],
+        define_macros=[("TORCH_TARGET_VERSION", TARGET), ("FASTNEST_FLAGS", f'"{FLAGS}"')],
+        extra_compile_args={"cxx": FLAGS.split(), "nvcc": ["-O3", "-std=c++20"]},
+        extra_link_args=["-s"],
+    )
+    module.libraries.remove("torch_python")  # its ABI is not stable; pybind11 needs only the interpreter
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+
+
+beside = {"fastnest.kernels": "kernels", "fastnest.benchmarks": "benchmarks"}
+packages = [*find_packages(include=["fastnest", "fastnest.*"]), *beside]
+setup(packages=packages, package_dir=beside, **extension())
