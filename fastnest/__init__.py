@@ -1,0 +1,14 @@
+"""ResNEsts and DenseNEsts for PyTorch (arXiv 2111.05496): fused kernels, modules, models, and what the paper guarantees."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import functional, models, nn
+from ._backend import backend, backends
+from .convert import explain
+
+try:
+    __version__ = version("fastnest-torch")
+except PackageNotFoundError:  # run from the source tree, not installed
+    __version__ = "0+unknown"
+
+__all__ = ["backend", "backends", "explain", "functional", "models", "nn"]

@@ -1,0 +1,41 @@
+"""Checks of what the modules are made from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..reference.activation import ACTIVATIONS
+
+
+def check_size(module: str, name: str, size: Any) -> int:
+    """size as an int >= 1."""
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{module}: {name} must be an int, got {type(size).__name__}")
+    if size < 1:
+        raise ValueError(f"{module}: {name} must be at least 1, got {size}")
+    return size
+
+
+def check_sizes(module: str, name: str, sizes: int | Sequence[int], blocks: int) -> list[int]:
+    """One size per block, from one int for all blocks or from one per block."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        return [check_size(module, name, sizes)] * blocks
+    if len(sizes) != blocks:
+        raise ValueError(f"{module}: {name} must be an int or {blocks} of them, one per block, got {len(sizes)}")
+    return [check_size(module, f"{name}[{i}]", size) for i, size in enumerate(sizes)]
+
+
+def check_options(module: str, activation: Any, norm: Any) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{module}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if norm not in (None, "batch"):
+        raise ValueError(f"{module}: norm must be None or 'batch', got {norm!r}")
+
+
+def check_features(module: str, name: str, values: Any, rows: int, features: int) -> None:
+    """values, which an arbitrary inner module returned, is a tensor [rows, features]."""
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"{module}: {name} must return a torch.Tensor, got {type(values).__name__}")
+    if values.shape != (rows, features):
+        raise ValueError(f"{module}: {name} must return {[rows, features]}, got {list(values.shape)}")

@@ -1,0 +1,1 @@
+"""The ops: what they check, which backend computes them, and their autograd."""

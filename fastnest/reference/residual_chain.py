@@ -1,0 +1,185 @@
+"""L bottleneck residual blocks on rows, by definition.
+
+For i = 1..L, with x_0 = x [n, m], weights down_i [k, m], mid_i [k, k], up_i [m, k], and f the activation:
+
+    u_i = scale_i * x_{i-1} + shift_i        (or x_{i-1})
+    a_i = f(u_i) with pre_activation, else u_i
+    z_i = down_i a_i + down_bias_i           h_i = f(z_i)
+    with mid:  z'_i = mid_i h_i + mid_bias_i v_i = f(z'_i);    without: v_i = h_i
+    x_i = x_{i-1} + up_i v_i                 (arXiv 2111.05496, equation 1, with the activation inside)
+
+With L - 1 blocks in `up`, the last block yields only its features v_L (A-ResNEst) and x_L = x_{L-1}.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activation import IDEMPOTENT, activate, activate_backward
+
+
+class Gradients(NamedTuple):
+    """One gradient per tensor argument, in the order of the arguments; None where that argument is absent."""
+
+    x: Tensor
+    down: Tensor
+    down_bias: Tensor | None
+    mid: Tensor | None
+    mid_bias: Tensor | None
+    up: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+def _block(blocks: Tensor | None, l: int) -> tuple:
+    # unbind, whose gradient is one stack: the gradient of blocks[i] would be as large as all of blocks.
+    return (None,) * l if blocks is None else blocks.unbind(0)
+
+
+def residual_chain_forward(
+    x: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    mid: Tensor | None,
+    mid_bias: Tensor | None,
+    up: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    pre_activation: bool,
+    features: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """x_L [n, m], and the features v_1..v_L [n, l, k] if asked for."""
+    l = down.shape[0]
+    weights = zip(*(_block(t, l) for t in (down, down_bias, mid, mid_bias, scale, shift)), strict=True)
+    ups = up.unbind(0)
+    kept = []
+    for i, (down_i, down_bias_i, mid_i, mid_bias_i, scale_i, shift_i) in enumerate(weights):
+        u = x if scale_i is None else torch.addcmul(shift_i, x, scale_i)
+        a = activate(activation, u) if pre_activation else u
+        v = activate(activation, F.linear(a, down_i, down_bias_i))
+        if mid_i is not None:
+            v = activate(activation, F.linear(v, mid_i, mid_bias_i))
+        if features:
+            kept.append(v)
+        if i < len(ups):
+            x = x + F.linear(v, ups[i])
+    return x, torch.stack(kept, 1) if features else None
+
+
+def residual_chain_backward(
+    dy: Tensor | None,
+    dfeatures: Tensor | None,
+    x: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    mid: Tensor | None,
+    mid_bias: Tensor | None,
+    up: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    pre_activation: bool,
+) -> Gradients:
+    """The gradients of every tensor given those of y [n, m] and of the features [n, l, k] (either may be None).
+
+    From block L down to 1, with g = dL/dx_i and w_i the gradient of the features from outside:
+
+        dv = up_i^T g + w_i         dup_i = g^T v_i
+        dz' = f'(z') dv             dmid_i = dz'^T h      dmid_bias_i = sum_n dz'     dh = mid_i^T dz'
+        dz = f'(z) dh               ddown_i = dz^T a      ddown_bias_i = sum_n dz
+        du = f'(u) down_i^T dz      dscale_i = sum_n du x_{i-1}           dshift_i = sum_n du
+        g <- g + scale_i du
+
+    The stream x_0..x_L is computed again from x. Made of differentiable operations, so it has derivatives of its own.
+    """
+    l, blocks_up = down.shape[0], up.shape[0]
+    downs, down_biases, mids, mid_biases, scales, shifts = (
+        _block(t, l) for t in (down, down_bias, mid, mid_bias, scale, shift)
+    )
+    ups = up.unbind(0)
+
+    stream, a, u, z, h, z_mid, v = ([None] * l for _ in range(7))
+    for i in range(l):
+        stream[i] = x
+        u[i] = x if scale is None else torch.addcmul(shifts[i], x, scales[i])
+        a[i] = activate(activation, u[i]) if pre_activation else u[i]
+        z[i] = F.linear(a[i], downs[i], down_biases[i])
+        h[i] = v[i] = activate(activation, z[i])
+        if mid is not None:
+            z_mid[i] = F.linear(h[i], mids[i], mid_biases[i])
+            v[i] = activate(activation, z_mid[i])
+        if i < blocks_up:
+            x = x + F.linear(v[i], ups[i])
+
+    g = torch.zeros_like(x) if dy is None else dy
+    ddown, ddown_bias, dmid, dmid_bias, dscale, dshift = ([None] * l for _ in range(6))
+    dup = [None] * blocks_up
+    for i in reversed(range(l)):
+        dv = torch.zeros_like(v[i]) if dfeatures is None else dfeatures[:, i]
+        if i < blocks_up:
+            dup[i] = g.t() @ v[i]
+            dv = dv + g @ ups[i]
+        if mid is not None:
+            dz_mid = activate_backward(activation, dv, z_mid[i])
+            dmid[i] = dz_mid.t() @ h[i]
+            dmid_bias[i] = dz_mid.sum(0)
+            dv = dz_mid @ mids[i]
+        dz = activate_backward(activation, dv, z[i])
+        ddown[i] = dz.t() @ a[i]
+        ddown_bias[i] = dz.sum(0)
+        du = dz @ downs[i]
+        if pre_activation:
+            du = activate_backward(activation, du, u[i])
+        if scale is not None:
+            dscale[i] = (du * stream[i]).sum(0)
+            dshift[i] = du.sum(0)
+            du = du * scales[i]
+        g = g + du
+
+    def stacked(gradients: list, argument: Tensor | None) -> Tensor | None:
+        if argument is None:
+            return None
+        return torch.stack(gradients) if gradients else torch.zeros_like(argument)
+
+    return Gradients(
+        x=g,
+        down=stacked(ddown, down),
+        down_bias=stacked(ddown_bias, down_bias),
+        mid=stacked(dmid, mid),
+        mid_bias=stacked(dmid_bias, mid_bias),
+        up=stacked(dup, up),
+        scale=stacked(dscale, scale),
+        shift=stacked(dshift, shift),
+    )
+
+
+def features_in_hidden(activation: str, mid: Tensor | None) -> bool:
+    """Whether what a kernel keeps for the backward, hidden [n, l, 1, k], is the features themselves."""
+    return activation in IDEMPOTENT and mid is None
+
+
+def residual_chain_forward_fake(
+    x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation, features, save
+):
+    """Shapes and dtypes of the kernel's (y, features, hidden, stream), for torch.compile; [0] where not asked for."""
+    n, m = x.shape
+    l, k, _ = down.shape
+    in_hidden = save and features_in_hidden(activation, mid)
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return (
+        x.new_empty(n, m),
+        x.new_empty(n, l, k) if features and not in_hidden else x.new_empty(0),
+        x.new_empty(n, l, 1 if mid is None else 2, k) if save else x.new_empty(0),
+        x.new_empty(n, m, dtype=torch.float32) if save and half else x.new_empty(0, dtype=torch.float32),
+    )
+
+
+def residual_chain_backward_fake(
+    dy, dfeatures, x, stream, hidden, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation
+):
+    """Shapes and dtypes of the kernel's gradients, for torch.compile; [0] for an absent argument."""
+    arguments = (x, down, down_bias, mid, mid_bias, up, scale, shift)
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments)
