@@ -1,0 +1,251 @@
+// residual_chain forward. The rows of a tile stay in the second-level cache through all blocks, weights stream past
+// them once per group of tiles, and one sweep over the width both adds a block's up product and starts the next
+// block's down product: x is read and written once per block in cache and once per chain in memory.
+
+// x += up v on one block of a product, and the next block's operand from it while it is in registers.
+template <class Number, bool kAffine, bool kRelu>
+struct AddAndPrepare {
+  float *x, *operand;
+  const float *scale, *shift;
+  template <int kI, int kV>
+  inline __attribute__((always_inline)) void operator()(int i, int v, Vec (&acc)[kI][kV]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kI; ++r)
+#pragma GCC unroll 3
+      for (int c = 0; c < kV; ++c) {
+        float* p = x + (i + r) * kTileRows + (v + c) * kLanes;
+        Vec u = load(p) + acc[r][c];
+        store(p, u);
+        if constexpr (kAffine) u = fma(u, broadcast(scale[i + r]), broadcast(shift[i + r]));
+        acc[r][c] = kRelu ? maximum(Vec{}, u) : u;
+      }
+    if constexpr (Number::kPerLane == 2 && kI > 1) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kI; r += 2)
+#pragma GCC unroll 3
+        for (int c = 0; c < kV; ++c)
+          store(operand + (i + r) / 2 * kTileRows + (v + c) * kLanes, pack_bf16(acc[r][c], acc[r + 1][c]));
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < kI; ++r)
+#pragma GCC unroll 3
+        for (int c = 0; c < kV; ++c) store(operand + (i + r) * kTileRows + (v + c) * kLanes, acc[r][c]);
+    }
+  }
+};
+
+// operand = f(scale x + shift) for a slice of the stream.
+template <class Number>
+static const float* prepare(Activation f, const float* x, const float* scale, const float* shift, int features,
+                            int vectors, float* operand) {
+  if (f == Activation::kIdentity && !scale) return as_operand<Number>(x, features, vectors, operand);
+  with_activation(f, [&](auto kind) {
+    for (int i = 0; i < features; ++i)
+      for (int c = 0; c < vectors; ++c) {
+        Vec u = load(x + i * kTileRows + c * kLanes);
+        if (scale) u = fma(u, broadcast(scale[i]), broadcast(shift[i]));
+        store(operand + i * kTileRows + c * kLanes, activate<decltype(kind)::value>(u));
+      }
+  });
+  return as_operand<Number>(operand, features, vectors, operand);
+}
+
+template <class T, class Number>
+struct ForwardSweep {
+  const ResidualChain& chain;
+  const ResidualForward& io;
+  const Share& share;
+  const int m, k, tiles, slice;
+  // One team shares x [tiles][m][row] and the down products' sums [part][2][tiles][k][row], of this block and of the
+  // last one, which slower members may still be reading; the rest is a part's own.
+  float *x, *sums, *own;
+
+  struct Layout {
+    int64_t x, sums, v, operand, affine, wide, own;
+    Layout(const ResidualChain& chain, const Share& share)
+        : x(share.tiles * chain.m * kTileRows),
+          sums(2 * share.tiles * chain.k * kTileRows),
+          v((share.tiles + 2) * chain.k * kTileRows),  // and two tiles to work in
+          operand(share.slice * kTileRows),
+          affine(2 * share.slice),
+          wide(sizeof(T) == 4 ? 0 : chain.k * (2 * share.slice + chain.k)),
+          own(v + operand + affine + wide) {}
+    int64_t floats(const Share& share) const { return x + share.parts * (sums + own); }
+  };
+  const Layout layout;
+
+  ForwardSweep(const ResidualChain& chain, const ResidualForward& io, const Share& share, float* scratch)
+      : chain(chain), io(io), share(share), m(chain.m), k(chain.k), tiles(share.tiles), slice(share.slice),
+        x(scratch), layout(chain, share) {
+    sums = x + layout.x;
+    own = sums + share.parts * layout.sums;
+  }
+
+  // Phase (group of tiles, block): add the block's up product and start the next block's down product.
+  void operator()(int64_t phase, int part) const {
+    const int64_t block = phase % (chain.l + 1);
+    const int64_t begin = share.begin + phase / (chain.l + 1) * tiles * kTileRows;
+    const int rows = share.end - begin < tiles * kTileRows ? share.end - begin : tiles * kTileRows;
+    if (block > 0) finish_features(begin, rows, block - 1, part);
+    if (block > chain.ups) return;
+    if (block < chain.l) __builtin_memset(sums_of(block, part), 0, layout.sums / 2 * sizeof(float));
+    const int slices = (m + slice - 1) / slice;
+    const int last = slices * (part + 1) / share.parts;
+    for (int s = slices * part / share.parts; s < last; ++s) sweep_slice(begin, rows, block, s * slice, part);
+  }
+
+  float* sums_of(int64_t block, int part) const { return sums + part * layout.sums + block % 2 * (layout.sums / 2); }
+
+  static int rows_of_tile(int rows, int tile) {
+    return rows - tile * kTileRows < kTileRows ? rows - tile * kTileRows : kTileRows;
+  }
+
+  void sweep_slice(int64_t begin, int rows, int64_t block, int at, int part) const {
+    const int features = m - at < slice ? m - at : slice;
+    const bool has_up = block > 0, has_down = block < chain.l;
+    float* const v = own + part * layout.own;
+    float* const operand = v + layout.v;
+    float* const affine = operand + layout.operand;
+    float* const wide = affine + layout.affine;
+    const float *scale = nullptr, *shift = nullptr;
+    if (has_down && chain.scale) {
+      for (int i = 0; i < features; ++i) {
+        affine[i] = to_float(static_cast<const T*>(chain.scale)[block * m + at + i]);
+        affine[slice + i] = to_float(static_cast<const T*>(chain.shift)[block * m + at + i]);
+      }
+      scale = affine, shift = affine + slice;
+    }
+    Weights up{}, down{};
+    if (has_up)
+      up = as_weights<T, Number>(static_cast<const T*>(chain.up) + ((block - 1) * m + at) * k, k, features, k, wide);
+    if (has_down)
+      down = as_weights<T, Number>(static_cast<const T*>(chain.down) + block * k * m + at, m, k, features,
+                                   wide + slice * k);
+    for (int t = 0; t * kTileRows < rows; ++t) {
+      const int tile_rows = rows_of_tile(rows, t), vectors = vectors_for(tile_rows);
+      const int64_t row = begin + t * kTileRows;
+      float* const tile = x + ((int64_t)t * m + at) * kTileRows;
+      const float* in = operand;
+      if (!has_up) read_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features, tile);
+      if (has_up && has_down) {
+        in = add_up(up, v + (int64_t)t * k * kTileRows, features, vectors, tile, scale, shift, operand);
+      } else if (has_up) {
+        row_product<Number, false>(up, v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, vectors,
+                                   StoreTile<true>{tile});
+      } else {
+        in = prepare<Number>(chain.before(), tile, scale, shift, features, vectors, operand);
+      }
+      if (block == chain.ups) {
+        write_tile(tile, tile_rows, features, static_cast<T*>(io.y) + row * m + at, m);
+        if (io.stream) write_tile(tile, tile_rows, features, io.stream + row * m + at, m);
+      }
+      if (has_down)
+        row_product<Number, false>(down, in, k, features / Number::kPerLane, vectors,
+                                   StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
+    }
+  }
+
+  // x += up v and the next operand f(scale x + shift), together where f is cheap enough to ride along.
+  const float* add_up(Weights up, const float* v, int features, int vectors, float* tile, const float* scale,
+                      const float* shift, float* operand) const {
+    const Activation f = chain.before();
+    const int steps = k / Number::kPerLane;
+    if (idempotent(f) && (f == Activation::kRelu || scale || Number::kPerLane == 2)) {
+      auto go = [&](auto done) { row_product<Number, false>(up, v, features, steps, vectors, done); };
+      if (f == Activation::kRelu)
+        scale ? go(AddAndPrepare<Number, true, true>{tile, operand, scale, shift})
+              : go(AddAndPrepare<Number, false, true>{tile, operand, scale, shift});
+      else
+        scale ? go(AddAndPrepare<Number, true, false>{tile, operand, scale, shift})
+              : go(AddAndPrepare<Number, false, false>{tile, operand, scale, shift});
+      return operand;
+    }
+    row_product<Number, false>(up, v, features, steps, vectors, StoreTile<true>{tile});
+    return prepare<Number>(f, tile, scale, shift, features, vectors, operand);
+  }
+
+  // v = act(bias + sum over parts), through the mid layer if there is one; keeps what the backward and the caller need.
+  void finish_features(int64_t begin, int rows, int64_t block, int part) const {
+    float* const v = own + part * layout.own;
+    float* const work = v + (int64_t)tiles * k * kTileRows;
+    float* const packed = work + k * kTileRows;
+    float* const wide = v + layout.v + layout.operand + layout.affine;
+    for (int t = 0; t * kTileRows < rows; ++t) {
+      const int tile_rows = rows_of_tile(rows, t), vectors = vectors_for(tile_rows);
+      const bool mine = t % share.parts == part;  // every part computes v, one of them writes it
+      const int64_t row = begin + t * kTileRows;
+      float* const out = v + (int64_t)t * k * kTileRows;
+      for (int i = 0; i < k; ++i)
+        for (int c = 0; c < vectors; ++c) {
+          const float* p = sums_of(block, 0) + ((int64_t)t * k + i) * kTileRows + c * kLanes;
+          Vec z = load(p);
+          for (int other = 1; other < share.parts; ++other) z += load(p + other * layout.sums);
+          store(work + i * kTileRows + c * kLanes, z);
+        }
+      activate_layer(chain.down_bias, block, 0, tile_rows, row, mine, work);
+      if (chain.mid) {
+        const T* mid = static_cast<const T*>(chain.mid) + block * k * k;
+        const float* h = as_operand<Number>(work, k, vectors, packed);
+        row_product<Number, false>(as_weights<T, Number>(mid, k, k, k, wide), h, k, k / Number::kPerLane, vectors,
+                                   StoreTile<false>{out});
+        __builtin_memcpy(work, out, sizeof(float) * k * kTileRows);
+        activate_layer(chain.mid_bias, block, 1, tile_rows, row, mine, work);
+      }
+      if (io.features && mine) write_tile(work, tile_rows, k, static_cast<T*>(io.features) + (row * chain.l + block) * k, chain.l * k);
+      if (as_operand<Number>(work, k, vectors, out) == work) __builtin_memcpy(out, work, sizeof(float) * k * kTileRows);
+    }
+  }
+
+  // z -> act(z + bias), rounded to T at both places as a tensor of that type would be.
+  void activate_layer(const void* biases, int64_t block, int layer, int rows, int64_t row, bool mine, float* z) const {
+    const int vectors = vectors_for(rows);
+    const bool keep = io.hidden && mine, keep_output = idempotent(chain.activation);
+    T* const kept = static_cast<T*>(io.hidden) + ((row * chain.l + block) * chain.layers() + layer) * k;
+    const int64_t stride = chain.l * chain.layers() * k;
+    for (int i = 0; i < k; ++i) {
+      const Vec bias = broadcast(biases ? to_float(static_cast<const T*>(biases)[block * k + i]) : 0.0f);
+      for (int c = 0; c < vectors; ++c) {
+        float* p = z + i * kTileRows + c * kLanes;
+        store(p, round_to<T>(load(p) + bias));
+      }
+    }
+    if (keep && !keep_output) write_tile(z, rows, k, kept, stride);
+    with_activation(chain.activation, [&](auto kind) {
+      for (int i = 0; i < k; ++i)
+        for (int c = 0; c < vectors; ++c) {
+          float* p = z + i * kTileRows + c * kLanes;
+          store(p, round_to<T>(activate<decltype(kind)::value>(load(p))));
+        }
+    });
+    if (keep && keep_output) write_tile(z, rows, k, kept, stride);
+  }
+};
+
+template <class Work>
+static auto with_residual_types(const ResidualChain& chain, Work&& work) {
+  const bool pairs = kHasBf16Dot && chain.m % 2 == 0 && chain.k % 2 == 0;
+  switch (chain.element) {
+    case Element::kBFloat16:
+      if (pairs) return work(BFloat16{}, Bf16Pair{});
+      return work(BFloat16{}, Float32{});
+    case Element::kFloat16: return work(Half{}, Float32{});
+    default: return work(float{}, Float32{});
+  }
+}
+
+static int64_t residual_forward_scratch(const ResidualChain& chain, const Share& share) {
+  return with_residual_types(chain, [&](auto element, auto number) {
+    using Sweep = ForwardSweep<decltype(element), decltype(number)>;
+    return typename Sweep::Layout(chain, share).floats(share);
+  });
+}
+
+static void residual_forward(const ResidualChain& chain, const ResidualForward& io, const Share& share, float* scratch,
+                             Lockstep& team, int member) {
+  with_residual_types(chain, [&](auto element, auto number) {
+    ForwardSweep<decltype(element), decltype(number)> sweep(chain, io, share, scratch);
+    const int64_t rows = (int64_t)share.tiles * kTileRows;
+    team.work(member, (share.end - share.begin + rows - 1) / rows * (chain.l + 1), sweep);
+    return 0;
+  });
+}

@@ -1,0 +1,1 @@
+#include "cpu/residual_chain_forward.h"

@@ -1,0 +1,80 @@
+// Every op's schema, and the python module fastnest._C: build facts and instruction sets.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/instruction_set.h"
+#include "common/peak.h"
+
+STABLE_TORCH_LIBRARY(fastnest, m) {
+  m.def(
+      "residual_chain_forward(Tensor x, Tensor down, Tensor? down_bias, Tensor? mid, Tensor? mid_bias, Tensor up, "
+      "Tensor? scale, Tensor? shift, str activation, bool pre_activation, bool features, bool save) "
+      "-> (Tensor y, Tensor features, Tensor hidden, Tensor stream)");
+  m.def(
+      "residual_chain_backward(Tensor? dy, Tensor? dfeatures, Tensor x, Tensor stream, Tensor hidden, Tensor down, "
+      "Tensor? down_bias, Tensor? mid, Tensor? mid_bias, Tensor up, Tensor? scale, Tensor? shift, str activation, "
+      "bool pre_activation) -> (Tensor dx, Tensor ddown, Tensor ddown_bias, Tensor dmid, Tensor dmid_bias, Tensor dup, "
+      "Tensor dscale, Tensor dshift)");
+  m.def(
+      "dense_chain_forward(Tensor x, Tensor[] weight, Tensor[] bias, Tensor[] hidden_weight, Tensor[] hidden_bias, "
+      "Tensor[] scale, Tensor[] shift, str activation, bool pre_activation, bool save) -> (Tensor y, Tensor hidden)");
+  m.def(
+      "dense_chain_backward(Tensor dy, Tensor y, Tensor hidden, Tensor[] weight, Tensor[] bias, "
+      "Tensor[] hidden_weight, Tensor[] hidden_bias, Tensor[] scale, Tensor[] shift, str activation, "
+      "bool pre_activation) -> (Tensor dx, Tensor[] dweight, Tensor[] dbias, Tensor[] dhidden_weight, "
+      "Tensor[] dhidden_bias, Tensor[] dscale, Tensor[] dshift)");
+}
+
+namespace fastnest {
+namespace {
+
+std::string name_of(InstructionSet set) { return kInstructionSetNames[static_cast<int>(set)]; }
+
+std::vector<std::string> available() {
+  std::vector<std::string> names;
+  for (auto set : {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable})
+    if (runs_here(set)) names.push_back(name_of(set));
+  return names;
+}
+
+void force(const std::string& name) {
+  for (auto set : {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable})
+    if (name_of(set) == name && runs_here(set)) {
+      instruction_set() = set;
+      return;
+    }
+  if (!name.empty()) throw std::invalid_argument("force_instruction_set: this CPU does not run '" + name + "'");
+  instruction_set() = best_instruction_set();
+}
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["flags"] = FASTNEST_FLAGS;
+  info["torch_target"] = std::to_string(TORCH_TARGET_VERSION >> 56) + "." + std::to_string(TORCH_TARGET_VERSION >> 48 & 255);
+  info["cuda"] = pybind11::none();
+  return info;
+}
+
+}  // namespace
+}  // namespace fastnest
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled half of fastnest: importing it registers torch.ops.fastnest.";
+  m.def("build_info", &fastnest::build_info, "Compiler, flags, the oldest torch this binary runs with, CUDA or None.");
+  m.def("instruction_sets", &fastnest::available, "Instruction sets this CPU runs, best first.");
+  m.def("instruction_set", [] { return fastnest::name_of(fastnest::instruction_set()); }, "The one in use.");
+  m.def("force_instruction_set", &fastnest::force, pybind11::arg("name"),
+        "Uses the named instruction set from now on, for tests; an empty name chooses the best again.");
+  m.def("peak_gflops", &fastnest::peak_gflops, pybind11::arg("dtype"), pybind11::arg("seconds"),
+        "Multiply-adds of independent registers on one core, in GFLOP/s, for dtype 'float32' or 'bfloat16'.");
+}
