@@ -1,7 +1,7 @@
 """Builds fastnest._C from csrc/: C++ always, csrc/cuda wherever nvcc is; everything else is in pyproject.toml.
 
-FASTNEST_NO_EXT=1 installs without compiled code (reference only), FASTNEST_NO_CUDA=1 without csrc/cuda, MAX_JOBS=n builds
-n files at a time, CXX names the compiler. No -march: the instruction set is chosen when the library is loaded.
+FASTNEST_NO_EXT=1 installs without compiled code (reference only), FASTNEST_NO_CUDA=1 without csrc/cuda; MAX_JOBS files
+are compiled at a time; CXX names the compiler. No -march: the instruction set is chosen when the library is loaded.
 """
 
 import os
@@ -18,7 +18,7 @@ TARGET = "0x020a000000000000ULL"
 
 
 def skip(reason: str, remedy: str) -> dict:
-    print(f"fastnest: installing WITHOUT the C++ kernels: {reason}. Every op runs its reference. {remedy}", file=sys.stderr)
+    print(f"fastnest: installing WITHOUT the C++ kernels, only the reference: {reason}. {remedy}", file=sys.stderr)
     return {}
 
 
@@ -37,8 +37,8 @@ def extension() -> dict:
             try:
                 super().run()
             except Exception as error:
-                sys.exit(f"fastnest: building fastnest._C with {compiler} failed, see above ({error}).\n"
-                         "fastnest: FASTNEST_NO_EXT=1 installs without it, and every op then runs its reference.")  # fmt: skip
+                message = f"fastnest: building fastnest._C with {compiler} failed, see above ({error})."
+                sys.exit(f"{message}\nfastnest: FASTNEST_NO_EXT=1 installs without it, reference only.")
 
     cuda_wanted = cpp_extension.CUDA_HOME and os.environ.get("FASTNEST_NO_CUDA", "0") == "0"
     cuda = sorted(glob("csrc/cuda/*.cu")) if cuda_wanted else []
