@@ -1,5 +1,5 @@
 """Benchmarks of fastnest against plain torch, installed as ``fastnest.benchmarks``.
 
-``pytest benchmarks`` times them one by one; ``python -m fastnest bench`` runs the same contestants interleaved, as shipped and
-fair, and writes the JSON that the README's tables come from.
+``pytest benchmarks`` times them one by one; ``fastnest bench`` runs the same contestants interleaved, as shipped
+and fair, and writes the JSON that the README's tables come from.
 """

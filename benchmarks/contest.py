@@ -1,0 +1,210 @@
+"""How a case is timed: contestants on the same tensors, first compared with float64, then interleaved in rounds."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+
+COMPILED = {"compile": {}, "max-autotune": {"mode": "max-autotune"}}
+CHUNK = 2048  # rows of the float64 reference at a time, so that its activations fit where float32's do
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a table: an op or model, forward or training step, dtype and sizes by the paper's letters."""
+
+    subject: str
+    mode: str  # "forward" (no grad) or "train" (forward, backward, every gradient)
+    dtype: str
+    sizes: dict = field(hash=False)
+    peers: tuple[str, ...]  # names of the contestants besides fastnest
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        sizes = "-".join(f"{letter}{value}" for letter, value in self.sizes.items())
+        return f"{self.subject}-{self.mode}-{self.dtype}-{sizes}"
+
+
+@dataclass
+class Form:
+    """One way to write the computation, call(*leaves) -> y, x = leaves[0]; collect: gradients as fastnest has them."""
+
+    call: Callable[..., Tensor]
+    leaves: list[Tensor]
+    collect: Callable[[Sequence[Tensor]], list[Tensor]] = list
+
+
+@dataclass
+class Problem:
+    """A case with its tensors. `forms` has "fastnest", "eager" and perhaps "in-place"; torch.compile takes "eager"."""
+
+    forms: dict[str, Form]
+    flops: int  # of the forward
+    bytes: int  # the least that the forward moves: every argument and the result, once
+
+
+def leaf(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Leaves of autograd on the same memory."""
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def problem_flops(problem: Problem, case: Case) -> int:
+    return problem.flops * (3 if case.mode == "train" else 1)
+
+
+def _step(form: Form, mode: str, dy: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    if mode == "forward":
+        return lambda: form.call(*form.leaves)
+    return lambda: torch.autograd.grad(form.call(*form.leaves), form.leaves, dy)
+
+
+def steps(
+    problem: Problem, case: Case, dy: Tensor, only: Sequence[str] | None = None
+) -> dict[str, Callable[[], object]]:
+    """name -> a function of nothing that does the whole forward or training step."""
+    torch._dynamo.reset()
+    forms = {"fastnest": problem.forms["fastnest"]}
+    for peer in case.peers if only is None else only:
+        if peer in COMPILED:
+            eager = problem.forms["eager"]
+            call = torch.compile(eager.call, dynamic=False, **COMPILED[peer])
+            forms[peer] = Form(call, eager.leaves, eager.collect)
+        elif peer in problem.forms:
+            forms[peer] = problem.forms[peer]
+    return {name: _step(form, case.mode, dy) for name, form in forms.items()}
+
+
+def output_gradient(problem: Problem) -> Tensor:
+    with torch.no_grad():
+        y = problem.forms["fastnest"].call(*problem.forms["fastnest"].leaves)
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+
+
+def expected(problem: Problem, case: Case, dy: Tensor) -> list[Tensor]:
+    """y, or for training [dx, gradients of the parameters], by the plain form in float64, CHUNK rows at a time."""
+    form = problem.forms["eager"]
+    x, *parameters = [t.detach().double() for t in form.leaves]
+    by_rows, sums = [], None
+    for rows, dy_rows in zip(x.split(CHUNK), dy.double().split(CHUNK), strict=True):
+        if case.mode == "forward":
+            with torch.no_grad():
+                by_rows.append(form.call(rows, *parameters))
+            continue
+        leaves = leaf([rows, *parameters])
+        dx, *gradients = form.collect(torch.autograd.grad(form.call(*leaves), leaves, dy_rows))
+        by_rows.append(dx)
+        sums = gradients if sums is None else [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
+    return [torch.cat(by_rows), *(sums or [])]
+
+
+def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[str, float]:
+    """Greatest error of every contestant against float64, in units of each tensor's greatest magnitude.
+
+    Raises AssertionError where fastnest is worse than twice the plain form in that dtype plus 4 ulp: no speed is
+    reported then. A peer is held to 16 times, which tells another computation from another rounding.
+    """
+    truth = expected(problem, case, dy)
+    scale = [float(t.abs().max()) or 1.0 for t in truth]
+    ulp = torch.finfo(getattr(torch, case.dtype)).eps
+    found = {}
+    for name, step in contestants.items():
+        collect = problem.forms.get(name, problem.forms["eager"]).collect
+        result = step()
+        tensors = [result] if case.mode == "forward" else collect(result)
+        found[name] = [float((a.double() - b).abs().max()) / s for a, b, s in zip(tensors, truth, scale, strict=True)]
+    for name, worst in found.items():
+        factor = 2 if name == "fastnest" else 16
+        for index, (error, plain) in enumerate(zip(worst, found["eager"], strict=True)):
+            if not error <= factor * plain + 4 * ulp:
+                raise AssertionError(
+                    f"{case.name}: {name} is off by {error:.2e} of the largest value in result {index}, "
+                    f"plain torch by {plain:.2e}"
+                )
+    return {name: max(worst) for name, worst in found.items()}
+
+
+def seconds(contestants: dict, *, budget: float, rounds: tuple[int, int] = (5, 25)) -> dict[str, list[float]]:
+    """name -> seconds of one step, a value per round.
+
+    Every round times each contestant in turn (A B C, A B C, ...), so that a slow moment of the machine is shared; a
+    turn repeats a short step until it lasts 2 ms.
+    """
+    repeats, once = {}, 0.0
+    for name, step in contestants.items():
+        step()
+        start = time.perf_counter()
+        step()
+        took = time.perf_counter() - start
+        repeats[name] = max(1, round(2e-3 / took))
+        once += took * repeats[name]
+    times = {name: [] for name in contestants}
+    for _ in range(min(rounds[1], max(rounds[0], int(budget / once)))):
+        for name, step in contestants.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                step()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return times
+
+
+def spread(values: list[float]) -> float:
+    """Interquartile range."""
+    low, _, high = quantiles(values, n=4)
+    return high - low
+
+
+def training_memory(step: Callable[[], Sequence[Tensor]]) -> int:
+    """Bytes that torch's allocator holds at the peak of a training step beyond what was there before it and the
+    gradients it returns: saved tensors, accumulators and every temporary. (Scratch of MKL and oneDNN is not seen.)"""
+    step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        gradients = step()
+    events, waiting = [], list(profile.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            events.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    events.sort(key=lambda event: event[0])
+    held = {t.untyped_storage().data_ptr() for t in gradients}
+    last = {pointer: i for i, (_, pointer, size) in enumerate(events) if size > 0 and pointer in held}
+    returned = set(last.values())
+    now = peak = 0
+    for i, (_, _, size) in enumerate(events):
+        now += 0 if i in returned else size
+        peak = max(peak, now)
+    return peak
+
+
+def measure(problem: Problem, case: Case, *, budget: float) -> dict:
+    """One line of the JSON: medians and spread per contestant in microseconds, errors, memory of a training step."""
+    dy = output_gradient(problem)
+    with torch.set_grad_enabled(case.mode == "train"):
+        contestants = steps(problem, case, dy)
+        for step in contestants.values():
+            step()
+        error = errors(problem, case, dy, contestants)
+        times = seconds(contestants, budget=budget)
+        memory = {}
+        if case.mode == "train":
+            counted = [name for name in ("fastnest", "eager", "compile") if name in contestants]
+            memory = {name: training_memory(contestants[name]) for name in counted}
+    return {
+        "name": case.name,
+        "subject": case.subject,
+        "mode": case.mode,
+        "dtype": case.dtype,
+        "sizes": case.sizes,
+        "flops": problem_flops(problem, case),
+        "bytes": problem.bytes,
+        "rounds": len(times["fastnest"]),
+        "median_us": {name: median(values) * 1e6 for name, values in times.items()},
+        "iqr_us": {name: spread(values) * 1e6 for name, values in times.items()},
+        "error": error,
+        "memory": memory,
+    }

@@ -1,0 +1,179 @@
+"""Tables and plots from a benchmark JSON; the README's figures are these, between its markers."""
+
+import json
+from pathlib import Path
+from statistics import median
+
+from fastnest._optional import optional
+
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+PEERS = ("eager", "in-place", "compile", "max-autotune")
+TITLES = {"forward": "forward, no grad", "train": "training step (forward, backward, every gradient)"}
+
+
+def load(path: Path | None) -> dict:
+    """The JSON at path; without one, the newest that is shipped."""
+    if path is None:
+        shipped = sorted(RESULTS.glob("*.json"), key=lambda p: json.loads(p.read_text())["date"])
+        if not shipped:
+            raise FileNotFoundError("no results are shipped; `fastnest bench --full` makes them")
+        path = shipped[-1]
+    return json.loads(Path(path).read_text())
+
+
+def ratios(row: dict) -> dict[str, float]:
+    """peer -> its median over fastnest's; above 1, fastnest is faster. "best" is the least of them."""
+    own = row["median_us"]["fastnest"]
+    found = {peer: row["median_us"][peer] / own for peer in PEERS if peer in row["median_us"]}
+    return {**found, "best": min(found.values())}
+
+
+def share(row: dict, condition: dict) -> float:
+    """Share of the measured multiply-add peak of all threads."""
+    return row["flops"] / row["median_us"]["fastnest"] * 1e-3 / condition["peak_gflops"][row["dtype"]]
+
+
+def memory_ratio(row: dict) -> float | None:
+    """How many times more torch.compile (eager where it did not run) allocates in a training step."""
+    peer = row["memory"].get("compile", row["memory"].get("eager"))
+    return peer / max(row["memory"]["fastnest"], 1) if row["memory"] else None
+
+
+def time_text(microseconds: float) -> str:
+    return f"{microseconds:.0f} us" if microseconds < 1e3 else f"{microseconds / 1e3:.3g} ms"
+
+
+def _both(values: list, form: str) -> str:
+    return " / ".join("-" if value is None else format(value, form) for value in values)
+
+
+def table(result: dict, subject: str, mode: str, dtype: str) -> str:
+    """One Markdown table; a cell holds as shipped / fair."""
+    conditions = list(result["conditions"].values())
+    wanted = (subject, mode, dtype)
+    by_name = [
+        {row["name"]: row for row in condition["rows"] if (row["subject"], row["mode"], row["dtype"]) == wanted}
+        for condition in conditions
+    ]
+    # A case that failed its comparison under one condition has no speed under either.
+    names = [name for name in by_name[0] if all(name in rows for rows in by_name)]
+    if not names:
+        return ""
+    letters = list(by_name[0][names[0]]["sizes"])
+    peers = [peer for peer in PEERS if any(peer in rows[name]["median_us"] for rows in by_name for name in names)]
+    memory = ["memory", "of compile's"] if mode == "train" else []
+    head = [
+        *(letter.upper() for letter in letters),
+        "fastnest",
+        "share of peak",
+        *(f"x {p}" for p in peers),
+        "**x best**",
+    ]
+    lines = [f"**{subject}, {TITLES[mode]}, {dtype}**", "", _line(head + memory), _line(["--:"] * len(head + memory))]
+    for name in names:
+        rows = [rows[name] for rows in by_name]
+        faster = [ratios(row) for row in rows]
+        cells = [str(rows[0]["sizes"][letter]) for letter in letters]
+        cells.append(" / ".join(time_text(row["median_us"]["fastnest"]) for row in rows))
+        cells.append(_both([share(row, c) for row, c in zip(rows, conditions, strict=True)], ".0%"))
+        cells += [_both([one.get(peer) for one in faster], ".2f") for peer in peers]
+        cells.append(f"**{_both([one['best'] for one in faster], '.2f')}**")
+        if memory:
+            cells += [f"{rows[0]['memory']['fastnest'] / 2**20:.2f} MiB", f"1/{memory_ratio(rows[0]):.1f}"]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def heading(result: dict) -> str:
+    """Machine, versions and what every column means."""
+    machine, versions, conditions = result["machine"], result["versions"], result["conditions"]
+    caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    peaks = "; ".join(
+        f"{name.replace('_', ' ')}: peak " + ", ".join(f"{v:.0f} GFLOP/s {d}" for d, v in c["peak_gflops"].items())
+        + f", torch's own matrix product {c['matmul_gflops']:.0f} GFLOP/s"
+        for name, c in conditions.items()
+    )  # fmt: skip
+    threads = next(iter(conditions.values()))["threads"]
+    return (
+        f"{machine['cpu']} (family {machine['family']}, model {machine['model']}; {caches}), {threads} threads, torch "
+        f"{versions['torch']}, kernels {versions['instruction_set']}, commit {versions['commit'][:12] or 'unknown'}"
+        f"{'+changes' if versions['commit'].endswith('+changes') else ''}, {result['date'][:10]}. Every cell is "
+        f"{' / '.join(name.replace('_', ' ') for name in conditions)}. Measured in the same run: {peaks}.\n\n"
+        "Times are medians of interleaved rounds; `x eager` is eager's time over fastnest's, `best` the fastest peer. "
+        "In-place is `addmm_` (residual) or `addmm(out=)` into one buffer (dense). Memory is the peak that torch's "
+        "allocator holds in a training step beyond weights, gradients and input, as a share of compile's (of eager's "
+        "where compile was not run)."
+    )
+
+
+def summary(result: dict) -> str:
+    """Per subject and mode: the worst and the median ratio to the best peer, and the median share of peak."""
+    lines = [_line(["", "cases", "x best peer, least", "median", "share of peak, median"]), _line(["--", *["--:"] * 4])]
+    conditions = list(result["conditions"].values())
+    for subject, mode, dtype in _groups(result):
+        groups = [
+            [row for row in c["rows"] if (row["subject"], row["mode"], row["dtype"]) == (subject, mode, dtype)]
+            for c in conditions
+        ]
+        if not all(groups):
+            continue
+        best = [[ratios(row)["best"] for row in rows] for rows in groups]
+        shares = [[share(row, c) for row in rows] for rows, c in zip(groups, conditions, strict=True)]
+        cells = [f"{subject} {mode} {dtype}", str(len(groups[0]))]
+        cells += [_both(list(map(f, best)), ".2f") for f in (min, median)]
+        cells.append(_both(list(map(median, shares)), ".0%"))
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _groups(result: dict) -> list[tuple[str, str, str]]:
+    rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
+    return list(dict.fromkeys((row["subject"], row["mode"], row["dtype"]) for row in rows))
+
+
+def markdown(result: dict) -> str:
+    """Everything: heading, summary, a table per subject, mode and dtype, and what failed its comparison."""
+    failures = [failure for condition in result["conditions"].values() for failure in condition["failures"]]
+    parts = [heading(result), summary(result), *(table(result, *group) for group in _groups(result))]
+    parts += [f"FAILED, no speed reported: {failure}" for failure in failures]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rewrite(path: Path, result: dict) -> None:
+    """Replaces what stands between the markers of the file."""
+    text = Path(path).read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"report: {path} must contain {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    Path(path).write_text(f"{before}{BEGIN}\n\n{markdown(result)}\n{END}{rest.split(END, 1)[1]}")
+
+
+def plot(result: dict, path: Path) -> Path:
+    """Bars of the ratio to the best peer, a panel per subject and mode, as shipped and fair."""
+    matplotlib = optional("matplotlib", "plot")
+    matplotlib.use("Agg")
+    pyplot = optional("matplotlib.pyplot", "plot")
+    groups = _groups(result)
+    figure, axes = pyplot.subplots(
+        len(groups), 1, squeeze=False, constrained_layout=True, figsize=(11, 3 * len(groups))
+    )
+    for axis, (subject, mode, dtype) in zip(axes[:, 0], groups, strict=True):
+        for offset, (name, condition) in enumerate(result["conditions"].items()):
+            rows = [r for r in condition["rows"] if (r["subject"], r["mode"], r["dtype"]) == (subject, mode, dtype)]
+            places = [i + 0.4 * offset for i in range(len(rows))]
+            axis.bar(places, [ratios(row)["best"] for row in rows], width=0.4, label=name.replace("_", " "))
+            sizes = ["\n".join(f"{letter} {value}" for letter, value in row["sizes"].items()) for row in rows]
+            axis.set_xticks(range(len(rows)), sizes, fontsize=6)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set(title=f"{subject}, {TITLES[mode]}, {dtype}", ylabel="times faster than the best peer")
+        axis.legend()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
