@@ -1,4 +1,4 @@
-"""ResNEsts and DenseNEsts for PyTorch (arXiv 2111.05496): fused kernels, modules, models, and what the paper guarantees."""
+"""ResNEsts and DenseNEsts for PyTorch (arXiv 2111.05496): fused kernels, modules and models."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""ResNEst, A-ResNEst and DenseNEst on vectors (arXiv 2111.05496, equations 1, 6 and 9); their linear maps have no bias."""
+"""ResNEst, A-ResNEst and DenseNEst on vectors (arXiv 2111.05496, equations 1, 6 and 9); no linear map has a bias."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +28,7 @@ def _check_modules(model: str, blocks: Sequence, options: dict[str, Any]) -> Non
         if not isinstance(block, torch.nn.Module):
             raise TypeError(f"{model}: blocks[{i}] must be a torch.nn.Module, got {type(block).__name__}")
     if options:
-        raise ValueError(
-            f"{model}: {', '.join(options)} shape the built-in blocks, but blocks are modules of their own"
-        )
+        raise ValueError(f"{model}: {', '.join(options)} shape built-in blocks, but blocks are modules of their own")
 
 
 def _found_size(name: str, block: torch.nn.Module, width: int, device, dtype) -> int:
@@ -75,7 +73,7 @@ def _residual_blocks(model: str, width, bottleneck, blocks, last_up: bool, optio
 
 
 def _linear(inputs: int, outputs: int, fan_in: int | None = None, **factory) -> torch.nn.Linear:
-    """A linear map without bias that keeps the mean square of its input (of fan_in features in all, where it is a part)."""
+    """A linear map without bias that keeps the mean square of its input (or of fan_in features it is a part of)."""
     linear = torch.nn.Linear(inputs, outputs, bias=False, **factory)
     torch.nn.init.normal_(linear.weight, std=(fan_in or inputs) ** -0.5)
     return linear
@@ -88,7 +86,7 @@ class ResNEst(torch.nn.Module):
         in_features: features N_in of x.
         out_features: features N_o of y.
         width: M, features of every x_i.
-        bottleneck: K, features of every v_i. For modules: an int, one per block, or None to find it by calling them once.
+        bottleneck: K, features of every v_i. For modules: an int, one per block, or None to find it by calls.
         blocks: the number L of bottleneck blocks, or a sequence of L modules G_i from [n, width] to [n, K_i].
         head_norm: a batch norm before the head (BN-ResNEst).
         options: mid, activation, pre_activation, norm, bias of `nn.ResidualChain`, for a number of blocks.

@@ -42,7 +42,7 @@ class ChainNorm(torch.nn.Module):
         return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
 
     def fold(self) -> tuple[Tensor, Tensor]:
-        """scale and shift [sum(sizes)] of y = scale * x + shift by the running statistics (evaluation), at least float32."""
+        """scale and shift [sum(sizes)] of y = scale * x + shift by the running statistics, at least in float32."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         scale = self.weight.to(wide) * torch.rsqrt(self.running_var.to(wide) + self.eps)
         return scale, self.bias.to(wide) - self.running_mean.to(wide) * scale

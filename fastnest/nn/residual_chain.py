@@ -13,9 +13,10 @@ from .sizes import check_features, check_options, check_size
 class ResidualChain(torch.nn.Module):
     """L bottleneck residual blocks, x_i = x_{i-1} + up_i v_i with v_i = f(down_i f(x_{i-1}) + down_bias_i), as one op.
 
-    See `fastnest.functional.residual_chain`. With norm="batch" a batch norm stands before every activation: over the width
-    (where pre_activation) and after every linear map, whose bias it replaces. Training then runs block by block in torch,
-    with the exact statistics of the batch; evaluation folds all of them into the weights and runs the op.
+    See `fastnest.functional.residual_chain`. With norm="batch" a batch norm stands before every activation: over the
+    width (where pre_activation) and after every linear map but up, whose bias it replaces. Training then runs block by
+    block in torch, with the exact statistics of the batch; evaluation folds all of them into the weights and runs the
+    op.
 
     Args:
         width: features m of x.
@@ -51,9 +52,8 @@ class ResidualChain(torch.nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        m, k, l = (
-            check_size(name, *size) for size in (("width", width), ("bottleneck", bottleneck), ("blocks", blocks))
-        )
+        m, k = check_size(name, "width", width), check_size(name, "bottleneck", bottleneck)
+        l = check_size(name, "blocks", blocks)
         check_options(name, activation, norm)
         self.width, self.bottleneck, self.blocks, self.last_up = m, k, l, last_up
         self.activation, self.pre_activation, self.norm = activation, pre_activation, norm
@@ -76,10 +76,10 @@ class ResidualChain(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He's initialisation, with up smaller by sqrt(blocks): the variance of x_L is at most e times that of x at any depth.
+        """He's initialisation, with up smaller by sqrt(blocks): x_L has at most e times the variance of x at any depth.
 
-        Every linear map keeps the mean square of its input (He et al. 2015, section 2.2); the sum of `blocks` branches of
-        variance 1 / blocks each (Zhang et al. 2019, Fixup, section 2) then grows as (1 + 1 / blocks)^blocks.
+        Every linear map keeps the mean square of its input (He et al. 2015, section 2.2); the sum of `blocks` branches
+        of variance 1 / blocks each (Zhang et al. 2019, Fixup, section 2) then grows as (1 + 1 / blocks)^blocks.
         """
         gain = second_moment(self.activation) ** -0.5
         first = gain if self.pre_activation else 1.0

@@ -1,6 +1,7 @@
 """dense_chain: L concatenating dense growths on rows as one op, in one buffer."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -9,11 +10,21 @@ from torch import Tensor
 from .. import _backend
 from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
-from .arguments import autocast_dtype, cast, check_activation, check_rows, check_tensor, contiguous, need_grad, rows
+from .arguments import (
+    autocast_dtype,
+    cast,
+    check_activation,
+    check_rows,
+    contiguous,
+    misfit,
+    need_grad,
+    raise_misfit,
+    rows,
+)
 
 OP = "dense_chain"
 
-if _backend.cpp_is_built():
+if _backend.CPP_IS_BUILT:
     torch.library.register_fake("fastnest::dense_chain_forward")(reference.dense_chain_forward_fake)
     torch.library.register_fake("fastnest::dense_chain_backward")(reference.dense_chain_backward_fake)
     _forward = torch.ops.fastnest.dense_chain_forward.default
@@ -42,32 +53,40 @@ def check(x: Tensor, weights: Weights) -> Sizes:
     if bool(weights.scale) != bool(weights.shift):
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if weights.scale else 'shift'} alone")
     n, m = x.shape
-    sizes = Sizes(n, m, [], [])
-    for i in range(blocks):
-        reads = f"block {i}, which reads {m} features"
-        weight, bias, hidden_weight, hidden_bias, scale, shift = weights.block(i)
-        width = m
-        if hidden_weight is not None:
-            width = _check_matrix("hidden_weight", i, hidden_weight, m, reads, x)
-            sizes.h.append(width)
-            reads = f"block {i}, whose hidden layer has {width} features"
-        growth = _check_matrix("weight", i, weight, width, reads, x)
-        sizes.d.append(growth)
-        vectors = ("bias", bias, growth), ("hidden_bias", hidden_bias, width), ("scale", scale, m), ("shift", shift, m)
-        for name, vector, length in vectors:
-            if vector is not None:
-                check_tensor(OP, f"{name}[{i}]", vector, (length,), f"block {i}", x)
-        m += growth
+    sizes, expected, width = Sizes(n, m, [], []), [], m
+    for i, weight in enumerate(weights.weight):
+        d, h = _rows("weight", i, weight), 0
+        if weights.hidden_weight:
+            hidden_weight = weights.hidden_weight[i]
+            h = _rows("hidden_weight", i, hidden_weight)
+            expected.append((("hidden_weight", i), hidden_weight, (h, width)))
+            if weights.hidden_bias:
+                expected.append((("hidden_bias", i), weights.hidden_bias[i], (h,)))
+        expected.append((("weight", i), weight, (d, h or width)))
+        if weights.bias:
+            expected.append((("bias", i), weights.bias[i], (d,)))
+        if weights.scale:
+            expected += (("scale", i), weights.scale[i], (width,)), (("shift", i), weights.shift[i], (width,))
+        sizes.h.append(h)
+        sizes.d.append(d)
+        width += d
+    wrong = misfit(x, expected)
+    if wrong is not None:
+        (name, i), tensor, shape = wrong
+        match = f"block {i}, which reads {m + sum(sizes.d[:i])} features"
+        if sizes.h[i]:
+            match += f" and hides {sizes.h[i]}"
+        raise_misfit(OP, x, (f"{name}[{i}]", tensor, shape), match)
     return sizes
 
 
-def _check_matrix(name: str, i: int, weight: Tensor, inputs: int, reads: str, x: Tensor) -> int:
-    """weight is [outputs, inputs] with at least one output; their number."""
-    outputs = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 1
-    if outputs < 1:
-        raise ValueError(f"{OP}: {name}[{i}] must have at least one row, got {list(weight.shape)}")
-    check_tensor(OP, f"{name}[{i}]", weight, (outputs, inputs), reads, x)
-    return outputs
+def _rows(name: str, i: int, weight: Tensor) -> int:
+    """How many features a weight yields: at least one."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{OP}: {name}[{i}] must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.dim() != 2 or weight.shape[0] < 1:
+        raise ValueError(f"{OP}: {name}[{i}] must be [features out, features in], got {list(weight.shape)}")
+    return weight.shape[0]
 
 
 class _DenseChain(torch.autograd.Function):
@@ -94,9 +113,9 @@ class _DenseChain(torch.autograd.Function):
         return None, None, None, dx, *(g for per_list in gradients for g in per_list)
 
 
-def _lists(flat: Sequence[Tensor], lengths: tuple[int, ...]) -> Weights:
-    flat = iter(flat)
-    return Weights(*([next(flat) for _ in range(length)] for length in lengths))
+def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
+    ends = list(accumulate(lengths))
+    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))
 
 
 def dense_chain(
@@ -114,14 +133,14 @@ def dense_chain(
     """L dense growths, x_i = [x_{i-1}, q_i] with q_i = weight_i f(x_{i-1}) + bias_i, i = 1..L, in one buffer.
 
     The DenseNEst of arXiv 2111.05496, equation 9. With `hidden_weight`, q_i = weight_i f(hidden_weight_i f(x_{i-1}) +
-    hidden_bias_i) + bias_i. `scale` and `shift` apply to x_{i-1} first (a folded batch norm). The activation comes before
-    every linear map, or after every one with pre_activation=False: q_i = f(weight_i x_{i-1} + bias_i).
+    hidden_bias_i) + bias_i. `scale` and `shift` apply to x_{i-1} first (a folded batch norm). The activation comes
+    before every linear map, or after every one with pre_activation=False: q_i = f(weight_i x_{i-1} + bias_i).
 
     Args:
         x: the rows [n, m_0], float32, bfloat16 or float16 for the kernels (float64 runs the reference). Rows may be
             strided; where the stride along features is not 1 the kernel reads a copy.
-        weight: one matrix per block, [d_i, m_{i-1}], or [d_i, h_i] with a hidden layer; m_i = m_{i-1} + d_i. Every tensor
-            has x's dtype and device.
+        weight: one matrix per block, [d_i, m_{i-1}], or [d_i, h_i] with a hidden layer; m_i = m_{i-1} + d_i. Every
+            tensor has x's dtype and device.
         bias: one vector [d_i] per block, default none.
         hidden_weight: one matrix [h_i, m_{i-1}] per block, default none.
         hidden_bias: one vector [h_i] per block, default none; needs hidden_weight.
@@ -138,8 +157,8 @@ def dense_chain(
     """
     check_rows(OP, x)
     check_activation(OP, activation)
-    weights = Weights(*(_as_list(name, tensors) for name, tensors in zip(Weights._fields, (
-        weight, bias, hidden_weight, hidden_bias, scale, shift), strict=True)))  # fmt: skip
+    given = (weight, bias, hidden_weight, hidden_bias, scale, shift)
+    weights = Weights(*map(_as_list, Weights._fields, given))
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
@@ -148,17 +167,17 @@ def dense_chain(
     if _backend.choose(OP, x) == "reference":
         return reference.dense_chain_forward(x, weights, activation, pre_activation)
     x = rows("x", x)
-    lengths = tuple(map(len, weights))
-    flat = [contiguous("a weight", tensor) for tensors in weights for tensor in tensors]
+    weights = Weights(*([contiguous("a weight", t) for t in tensors] for tensors in weights))
+    flat = [t for tensors in weights for t in tensors]
     if not need_grad((x, *flat)):
-        y, _ = _forward(x, *_lists(flat, lengths), activation, pre_activation, False)
+        y, _ = _forward(x, *weights, activation, pre_activation, False)
         return y
-    return _DenseChain.apply(activation, pre_activation, lengths, x, *flat)
+    return _DenseChain.apply(activation, pre_activation, tuple(map(len, weights)), x, *flat)
 
 
 def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:
     if tensors is None:
         return []
     if isinstance(tensors, Tensor):
-        raise TypeError(f"{OP}: {name} must be a sequence with one tensor per block, got one tensor")
+        raise TypeError(f"{OP}: {name} must be a sequence with one tensor per block, got a torch.Tensor")
     return list(tensors)

@@ -7,11 +7,21 @@ from torch import Tensor
 
 from .. import _backend
 from ..reference import residual_chain as reference
-from .arguments import autocast_dtype, cast, check_activation, check_rows, check_tensor, contiguous, need_grad, rows
+from .arguments import (
+    autocast_dtype,
+    cast,
+    check_activation,
+    check_rows,
+    contiguous,
+    misfit,
+    need_grad,
+    raise_misfit,
+    rows,
+)
 
 OP = "residual_chain"
 
-if _backend.cpp_is_built():
+if _backend.CPP_IS_BUILT:
     torch.library.register_fake("fastnest::residual_chain_forward")(reference.residual_chain_forward_fake)
     torch.library.register_fake("fastnest::residual_chain_backward")(reference.residual_chain_backward_fake)
     _forward = torch.ops.fastnest.residual_chain_forward.default
@@ -51,27 +61,28 @@ def check(inputs: Inputs, activation: str, return_features: bool) -> Sizes:
         raise error(f"{OP}: down must be [blocks, bottleneck, width] with no size 0, got {got}")
     n, features = x.shape
     l, k, m = down.shape
-    match = f"down {[l, k, m]}"
     if features != m:
-        raise ValueError(f"{OP}: x must have {m} features to match {match}, got x {[n, features]}")
-    check_tensor(OP, "down", down, (l, k, m), "itself", x)
-    ups = up.shape[0] if isinstance(up, Tensor) and up.dim() == 3 else l
-    if ups != l - 1 or not return_features:
-        ups = l
-    check_tensor(OP, "up", up, (ups, m, k), match, x)
-    if down_bias is not None:
-        check_tensor(OP, "down_bias", down_bias, (l, k), match, x)
-    if mid is not None:
-        check_tensor(OP, "mid", mid, (l, k, k), match, x)
-    if mid_bias is not None:
-        if mid is None:
-            raise ValueError(f"{OP}: mid_bias needs mid, got mid None")
-        check_tensor(OP, "mid_bias", mid_bias, (l, k), match, x)
+        raise ValueError(f"{OP}: x must have {m} features to match down {[l, k, m]}, got x {[n, features]}")
+    # One block less ends in its features, which then have to be asked for.
+    ups = l - 1 if return_features and isinstance(up, Tensor) and up.shape[0] == l - 1 else l
+    expected = (
+        ("down", down, (l, k, m)),
+        ("down_bias", down_bias, (l, k)),
+        ("mid", mid, (l, k, k)),
+        ("mid_bias", mid_bias, (l, k)),
+        ("up", up, (ups, m, k)),
+        ("scale", scale, (l, m)),
+        ("shift", shift, (l, m)),
+    )
+    wrong = misfit(x, expected)
+    if wrong is not None:
+        raise_misfit(OP, x, wrong, f"down {[l, k, m]}")
+    if up is None:
+        raise TypeError(f"{OP}: up must be a torch.Tensor, got NoneType")
+    if mid_bias is not None and mid is None:
+        raise ValueError(f"{OP}: mid_bias needs mid, got mid None")
     if (scale is None) != (shift is None):
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if shift is None else 'shift'} alone")
-    if scale is not None:
-        check_tensor(OP, "scale", scale, (l, m), match, x)
-        check_tensor(OP, "shift", shift, (l, m), match, x)
     return Sizes(n, m, k, l, ups)
 
 
@@ -129,8 +140,9 @@ def residual_chain(
     """L bottleneck residual blocks, x_i = x_{i-1} + up_i v_i with v_i = f(down_i f(x_{i-1}) + down_bias_i), i = 1..L.
 
     The ResNEst of arXiv 2111.05496, equation 1, with the bottleneck as G_i. With `mid`, v_i = f(mid_i h_i + mid_bias_i)
-    of h_i = f(down_i f(x_{i-1}) + down_bias_i). `scale` and `shift` apply to x_{i-1} before the first activation (a folded
-    batch norm). With one block less in `up`, the last block yields its features only, and x_L = x_{L-1} (A-ResNEst).
+    of h_i = f(down_i f(x_{i-1}) + down_bias_i). `scale` and `shift` apply to x_{i-1} before the first activation (a
+    folded batch norm). With one block less in `up`, the last block yields its features only, and x_L = x_{L-1}
+    (A-ResNEst).
 
     Args:
         x: the rows [n, m], float32, bfloat16 or float16 for the kernels (float64 runs the reference). Rows may be
@@ -161,8 +173,7 @@ def residual_chain(
     if _backend.choose(OP, inputs.x) == "reference":
         y, features = reference.residual_chain_forward(*inputs, activation, pre_activation, return_features)
         return (y, features) if return_features else y
-    x, *weights = inputs
-    inputs = (rows("x", x), *map(contiguous, Inputs._fields[1:], weights))
+    inputs = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
     if not need_grad(inputs):
         y, features, _, _ = _forward(*inputs, activation, pre_activation, return_features, False)
         return (y, features) if return_features else y
