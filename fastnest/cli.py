@@ -39,7 +39,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Trains the three models on real data, fused against reference, and compares speed and memory."""
-    from .demo import run
+    from .demo.run import run
 
     return run(arguments.out, epochs=arguments.epochs)
 
@@ -72,7 +72,7 @@ def train(arguments: argparse.Namespace) -> int:
     """Trains one model on a csv, an npz (arrays x and y) or a data set of scikit-learn."""
     from .demo import data, training
 
-    dataset = data.load(arguments.data, target=arguments.target)
+    dataset = data.load(arguments.data, target=arguments.target, regression=arguments.regression)
     print(dataset)
     model = training.build(arguments.model, dataset, arguments.width, arguments.blocks, arguments.seed)
     fit = training.fit(model, dataset, epochs=arguments.epochs, rate=arguments.rate, seed=arguments.seed)
@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
         "data", help="digits, diabetes, wine, breast_cancer, iris, FILE.csv with a header, FILE.npz with x and y"
     )
     one.add_argument("--target", default=None, help="the csv's column to predict (default: the last)")
+    one.add_argument("--regression", action="store_true", help="whole numbers in the target are values, not classes")
     one.add_argument("--model", choices=("resnest", "aresnest", "densenest"), default="resnest")
     one.add_argument("--width", type=int, default=128, help="stream width (ResNEst) or total growth (DenseNEst)")
     one.add_argument("--blocks", type=int, default=8)

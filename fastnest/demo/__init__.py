@@ -1,0 +1,1 @@
+"""The main job on real data: `fastnest demo` and `fastnest train`."""

@@ -1,0 +1,138 @@
+"""`fastnest demo`: three networks, two data sets, fused against reference, speed and memory against plain torch."""
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import backend, backends
+from ..benchmarks import bench_models, contest
+from . import data, plot, training
+
+SUBJECTS = {"resnest": "ResNEst", "aresnest": "AResNEst", "densenest": "DenseNEst"}
+# width, blocks, epochs, rate and weight decay: diabetes has 332 training rows, most of whose variance is noise.
+SETTINGS = {
+    "digits": {"width": 256, "blocks": 16, "epochs": 20, "rate": 2e-3, "decay": 1e-2},
+    "diabetes": {"width": 64, "blocks": 8, "epochs": 20, "rate": 1e-3, "decay": 1.0},
+}
+
+NOTE = """\
+Medians of interleaved rounds. Memory: what torch's allocator holds at the peak of a training step beyond weights,
+gradients and input. eager: plain torch; compile: torch.compile with its defaults; all on the same tensors."""
+
+
+@dataclass
+class Trained:
+    """One model on one data set, by every backend that runs here."""
+
+    kind: str
+    data: data.Dataset
+    model: torch.nn.Module
+    fits: dict[str, training.Fit]
+    scores: dict[str, training.Score]
+    error: float  # of outputs and gradients of the fused step against float64, in units of the largest value
+    bound: float  # twice the reference's own error, and 4 ulp
+
+
+def _step(name: str, model: torch.nn.Module, dataset: data.Dataset) -> list[torch.Tensor]:
+    """Outputs on the first training rows, and every gradient of their loss."""
+    x, y = dataset.x[:128], dataset.y[:128]
+    with backend(name):
+        return [model(x).detach(), *torch.autograd.grad(training.loss(model, x, y), list(model.parameters()))]
+
+
+def compare(model: torch.nn.Module, dataset: data.Dataset, fused: str) -> tuple[float, float]:
+    """(error of the fused step, its bound) at the model's weights; the truth is the reference in float64."""
+    exact = _step("reference", copy.deepcopy(model).double(), dataset.double())
+
+    def error(name: str) -> float:
+        pairs = zip(_step(name, model, dataset), exact, strict=True)
+        return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+
+    return error(fused), 2 * error("reference") + 4 * torch.finfo(torch.float32).eps
+
+
+def train(kind: str, dataset: data.Dataset, epochs: int | None) -> Trained:
+    """Trains from one seed with every backend and compares fused with reference after every epoch of the fused one."""
+    settings = {**SETTINGS[dataset.name], **({"epochs": epochs} if epochs else {})}
+    width, blocks = settings.pop("width"), settings.pop("blocks")
+    names = ["cpp", "reference"] if backends()["cpp"] == "available" else ["reference"]
+    fits, scores, worst = {}, {}, (0.0, 1.0)
+    for name in reversed(names):
+        model = training.build(kind, dataset, width, blocks, seed=0)
+
+        def every_epoch(_, model=model, name=name):
+            nonlocal worst
+            if name == names[0]:
+                worst = max(worst, compare(model, dataset, name), key=lambda pair: pair[0] / pair[1])
+
+        with backend(name):
+            label = f"{SUBJECTS[kind]} on {dataset.name}, {name}"
+            fits[name] = training.fit(model, dataset, label=label, every_epoch=every_epoch, **settings)
+            scores[name] = training.score(model, dataset)
+    return Trained(kind, dataset, model, fits, scores, *worst)
+
+
+def report(trained: Trained) -> bool:
+    """Prints one training; whether fused and reference agree."""
+    print(f"\n{SUBJECTS[trained.kind]} on {trained.data.name}")
+    for name, fit in reversed(trained.fits.items()):
+        facts = f"held out: {trained.scores[name]}   last loss {fit.losses[-1]:.6f}   {fit.seconds:.1f} s"
+        print(f"  {name:<10} {facts}")
+    if "cpp" not in trained.fits:
+        return True
+    fused, plain = (torch.tensor(trained.fits[name].losses, dtype=torch.float64) for name in ("cpp", "reference"))
+    equal = trained.error <= trained.bound
+    print(f"  outputs and gradients after every epoch: off by at most {trained.error:.1e} of the largest value,")
+    print(f"  bound {trained.bound:.1e} from float64: {'equal to rounding' if equal else 'NOT EQUAL'}")
+    print(f"  losses of the two whole trainings from one seed: {float((fused - plain).abs().max()):.1e} apart at most")
+    return equal
+
+
+def speed(trained: Trained) -> list[dict]:
+    """Forward and training step on all training rows: fastnest, plain torch, torch.compile."""
+    subject, x = SUBJECTS[trained.kind], trained.data.x
+    rows = []
+    for mode in ("forward", "train"):
+        case = contest.Case(subject, mode, "float32", {"n": len(x)}, ("eager", "compile"))
+        problem = contest.Problem(bench_models.forms(subject, trained.model, x), flops=0, bytes=0)
+        rows.append(contest.measure(problem, case, budget=1.0))
+    return rows
+
+
+def table(rows: list[dict]) -> None:
+    """Prints medians, ratios and peak memory."""
+    names = ("fastnest", "eager", "compile")
+    threads = torch.get_num_threads()
+    print(f"\nspeed and peak memory on the {rows[0]['sizes']['n']} training rows of digits, {threads} threads")
+    print(f"{'':<20}{'fastnest':>10}{'eager':>18}{'compile':>18}   memory{' / '.join(names):>30}")
+    for row in rows:
+        median, memory = row["median_us"], row["memory"]
+        times = "".join(f"{median[n] / 1e3:>8.2f} ms {median[n] / median['fastnest']:>5.1f}x" for n in names[1:])
+        held = " / ".join(f"{memory[name] / 2**20:.1f}" for name in names) + " MiB" if memory else ""
+        print(f"{row['subject'] + ' ' + row['mode']:<20}{median['fastnest'] / 1e3:>7.2f} ms{times}{held:>39}")
+    print(NOTE)
+
+
+def run(out: Path, *, epochs: int | None = None) -> int:
+    """The whole demo; 0 if every fused training agrees with its reference."""
+    start = time.perf_counter()
+    every = []
+    for name in SETTINGS:
+        dataset = data.load(name)
+        print(f"\n{dataset}")
+        every += [train(kind, dataset, epochs) for kind in SUBJECTS]
+        agree = [report(trained) for trained in every[-len(SUBJECTS) :]]
+        if not all(agree):
+            return 1
+    rows = []
+    if backends()["cpp"] == "available":
+        print("\ntiming (torch.compile takes its time) ...", flush=True)
+        rows = [row for trained in every[: len(SUBJECTS)] for row in speed(trained)]
+        table(rows)
+    else:
+        print(f"\nno speed to show: cpp is {backends()['cpp']}")
+    print(f"\nplot: {plot.draw(every, rows, out / 'demo.png')}\ndone in {time.perf_counter() - start:.0f} s")
+    return 0

@@ -1,0 +1,99 @@
+"""Building, fitting and scoring a model on a Dataset."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import models
+from .._optional import optional
+from .data import Dataset
+
+KINDS = {"resnest": models.ResNEst, "aresnest": models.AResNEst, "densenest": models.DenseNEst}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The loss of every batch, and how long they all took."""
+
+    losses: list[float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Share of classes found, or R^2 and the root mean square error in the target's own unit."""
+
+    value: float
+    rmse: float | None = None
+
+    def __str__(self) -> str:
+        return f"accuracy {self.value:.2%}" if self.rmse is None else f"R^2 {self.value:.3f}, RMSE {self.rmse:.2f}"
+
+
+def build(kind: str, data: Dataset, width: int, blocks: int, seed: int) -> torch.nn.Module:
+    """A stream of `width` with bottlenecks of width / 8, or dense growths that sum to `width` with DenseNet's hidden
+    layers of 4 growths."""
+    torch.manual_seed(seed)
+    sizes = data.x.shape[1], data.outputs
+    if kind == "densenest":
+        growth = max(1, width // blocks)
+        return models.DenseNEst(*sizes, growth=growth, hidden=4 * growth, blocks=blocks)
+    return KINDS[kind](*sizes, width=width, bottleneck=max(1, width // 8), blocks=blocks)
+
+
+def loss(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy for classes, else the mean square of the standardised error."""
+    output = model(x)
+    return F.mse_loss(output, y) if y.is_floating_point() else F.cross_entropy(output, y)
+
+
+def fit(
+    model: torch.nn.Module,
+    data: Dataset,
+    *,
+    epochs: int,
+    rate: float,
+    seed: int = 0,
+    batch: int = 128,
+    decay: float = 1e-2,
+    label: str = "training",
+    every_epoch: Callable[[int], None] | None = None,
+) -> Fit:
+    """AdamW on shuffled batches with a rate that falls to zero; the same seed gives the same batches."""
+    tqdm = optional("tqdm", "demo").tqdm
+    order = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    losses, spent = [], 0.0
+    model.train()
+    with tqdm(range(epochs), desc=label, unit="epoch", dynamic_ncols=True, leave=False) as progress:
+        for epoch in progress:
+            start = time.perf_counter()
+            for rows in torch.randperm(len(data.x), generator=order).split(batch):
+                optimizer.zero_grad()
+                value = loss(model, data.x[rows], data.y[rows])
+                value.backward()
+                optimizer.step()
+                losses.append(value.item())
+            schedule.step()
+            spent += time.perf_counter() - start
+            progress.set_postfix(loss=f"{losses[-1]:.4f}")
+            if every_epoch:
+                every_epoch(epoch)
+    return Fit(losses, spent)
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, data: Dataset) -> Score:
+    """On the held-out rows."""
+    model.eval()
+    output = model(data.x_held_out)
+    if data.is_classification:
+        return Score(float((output.argmax(1) == data.y_held_out).double().mean()))
+    error = (output - data.y_held_out).double().square()
+    spread = (data.y_held_out - data.y_held_out.mean(0)).double().square()
+    return Score(1 - float(error.sum() / spread.sum()), float((error.mean(0) * data.scale.square()).mean().sqrt()))
