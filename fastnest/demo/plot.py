@@ -9,7 +9,8 @@ def draw(trained: list, rows: list[dict], path: Path) -> Path:
     """Losses by data set (fused as a line, reference as dots on it), and bars against eager and compile."""
     optional("matplotlib", "plot").use("Agg")
     pyplot = optional("matplotlib.pyplot", "plot")
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
+    lines = 2 if rows else 1
+    figure, axes = pyplot.subplots(lines, 2, figsize=(12, 4 * lines), squeeze=False, constrained_layout=True)
     for axis, name in zip(axes[0], dict.fromkeys(one.data.name for one in trained), strict=True):
         for color, one in enumerate(one for one in trained if one.data.name == name):
             for backend, fit in one.fits.items():
@@ -21,8 +22,11 @@ def draw(trained: list, rows: list[dict], path: Path) -> Path:
                 axis.plot(fit.losses, color=f"C{color}", label=f"{one.kind}, {backend}", **style)
         axis.set(title=f"loss on {name}", xlabel="batch", yscale="log")
         axis.legend(fontsize=7)
-    _bars(axes[1, 0], rows, "median_us", 1e-3, "time of a step, ms")
-    _bars(axes[1, 1], [row for row in rows if row["memory"]], "memory", 2**-20, "peak memory of a training step, MiB")
+    if rows:
+        _bars(axes[1, 0], rows, "median_us", 1e-3, "time of a step, ms")
+        _bars(
+            axes[1, 1], [row for row in rows if row["memory"]], "memory", 2**-20, "peak memory of a training step, MiB"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
