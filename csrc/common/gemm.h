@@ -32,13 +32,17 @@ FASTNEST_INLINE Vec splat(const char* p) {
   return broadcast(x);
 }
 
-// Weights of a product: element (i, p), p in lanes, at data + 4 * p + i * stride, or, transposed, 4 * i + p * stride.
+// Weights of a product, element (i, p), p in lanes, as byte distances from `data`:
+//   rows:    4 p + stride (i - b) + block b / kBlockRows          a matrix as nn.Linear stores it
+//   columns: stride p + 4 (i - b) + block b / kBlockRows          its transpose, or packed (operand.h)
+// with b the first row of i's block of kBlockRows.
 struct Weights {
   const char* data;
-  int64_t stride;  // bytes
+  int64_t stride, block;
+  bool columns;
 };
 
-template <class Number, bool kTransposed, int kI, int kV, class Epilogue>
+template <class Number, bool kColumns, int kI, int kV, class Epilogue>
 FASTNEST_INLINE void row_block(const char* w, int64_t stride, const float* b, int steps, int i, int v, Epilogue& done) {
   Vec acc[kI][kV];
 #pragma GCC unroll 8
@@ -52,42 +56,46 @@ FASTNEST_INLINE void row_block(const char* w, int64_t stride, const float* b, in
     b += kTileRows;
 #pragma GCC unroll 8
     for (int r = 0; r < kI; ++r) {
-      Vec weight = splat(w + (kTransposed ? 4 * r : r * stride));
+      Vec weight = splat(w + (kColumns ? 4 * r : r * stride));
 #pragma GCC unroll 3
       for (int c = 0; c < kV; ++c) acc[r][c] = Number::accumulate(weight, row[c], acc[r][c]);
     }
-    w += kTransposed ? stride : 4;
+    w += kColumns ? stride : 4;
   }
   done.template operator()<kI, kV>(i, v, acc);
 }
 
-template <class Number, bool kTransposed, int kV, class Epilogue>
+template <class Number, bool kColumns, int kV, class Epilogue>
 static __attribute__((noinline)) void row_panel(Weights w, const float* b, int rows, int steps, int v, Epilogue& done) {
-  const int64_t next = kTransposed ? 4 : w.stride;
+  const int64_t next = kColumns ? 4 : w.stride;
+  const char* data = w.data;
   int i = 0;
-  for (; i + kBlockRows <= rows; i += kBlockRows)
-    row_block<Number, kTransposed, kBlockRows, kV>(w.data + i * next, w.stride, b, steps, i, v, done);
+  for (; i + kBlockRows <= rows; i += kBlockRows, data += w.block)
+    row_block<Number, kColumns, kBlockRows, kV>(data, w.stride, b, steps, i, v, done);
   if constexpr (kBlockRows > 4)
     if (rows - i >= 4) {
-      row_block<Number, kTransposed, 4, kV>(w.data + i * next, w.stride, b, steps, i, v, done);
-      i += 4;
+      row_block<Number, kColumns, 4, kV>(data, w.stride, b, steps, i, v, done);
+      data += 4 * next, i += 4;
     }
   if (rows - i >= 2) {
-    row_block<Number, kTransposed, 2, kV>(w.data + i * next, w.stride, b, steps, i, v, done);
-    i += 2;
+    row_block<Number, kColumns, 2, kV>(data, w.stride, b, steps, i, v, done);
+    data += 2 * next, i += 2;
   }
-  if (rows - i >= 1) row_block<Number, kTransposed, 1, kV>(w.data + i * next, w.stride, b, steps, i, v, done);
+  if (rows - i >= 1) row_block<Number, kColumns, 1, kV>(data, w.stride, b, steps, i, v, done);
 }
 
 // out[i][row] = sum_p w(i, p) b[p][row] for i < rows, row < vectors * kLanes; done(i, v, acc) receives each block.
-template <class Number, bool kTransposed, class Epilogue>
+template <class Number, class Epilogue>
 FASTNEST_INLINE void row_product(Weights w, const float* b, int rows, int steps, int vectors, Epilogue&& done) {
   for (int v = 0; v < vectors; v += kBlockVectors) {
     const float* column = b + v * kLanes;
-    switch (vectors - v) {
-      case 1: row_panel<Number, kTransposed, 1>(w, column, rows, steps, v, done); break;
-      case 2: row_panel<Number, kTransposed, 2>(w, column, rows, steps, v, done); break;
-      default: row_panel<Number, kTransposed, 3>(w, column, rows, steps, v, done); break;
+    switch ((vectors - v < kBlockVectors ? vectors - v : kBlockVectors) * 2 + w.columns) {
+      case 2: row_panel<Number, false, 1>(w, column, rows, steps, v, done); break;
+      case 3: row_panel<Number, true, 1>(w, column, rows, steps, v, done); break;
+      case 4: row_panel<Number, false, 2>(w, column, rows, steps, v, done); break;
+      case 5: row_panel<Number, true, 2>(w, column, rows, steps, v, done); break;
+      case 6: row_panel<Number, false, 3>(w, column, rows, steps, v, done); break;
+      default: row_panel<Number, true, 3>(w, column, rows, steps, v, done); break;
     }
   }
 }
@@ -98,11 +106,12 @@ struct StoreTile {
   float* out;
   template <int kI, int kV>
   inline __attribute__((always_inline)) void operator()(int i, int v, Vec (&acc)[kI][kV]) {
+    float* const to = out + i * kTileRows + v * kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < kI; ++r)
 #pragma GCC unroll 3
       for (int c = 0; c < kV; ++c) {
-        float* p = out + (i + r) * kTileRows + (v + c) * kLanes;
+        float* p = to + r * kTileRows + c * kLanes;
         store(p, kAdd ? load(p) + acc[r][c] : acc[r][c]);
       }
   }

@@ -47,34 +47,57 @@ FASTNEST_INLINE void store_first(T* p, Vec v, int count) {
   __builtin_memcpy(p, lane, count * sizeof(T));
 }
 
+constexpr int kPrefetch = 256;  // bytes ahead in every row: rows are short pieces of many streams
+
 constexpr int vectors_for(int rows) { return (rows + kLanes - 1) / kLanes; }
+
+// One block of kLanes x kLanes; kWhole where none of it lies beyond the tensor.
+template <bool kWhole, class T>
+FASTNEST_INLINE void read_block(const T* source, int64_t stride, int rows, int features, float* tile) {
+  Vec block[kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    block[r] = kWhole ? load(source + r * stride) : r < rows ? load_first(source + r * stride, features) : Vec{};
+    __builtin_prefetch(source + r * stride + kPrefetch / (int)sizeof(T));
+  }
+  transpose(block);
+#pragma GCC unroll 16
+  for (int c = 0; c < kLanes; ++c)
+    if (kWhole || c < features) store(tile + c * kTileRows, block[c]);
+}
+
+template <bool kWhole, class T>
+FASTNEST_INLINE void write_block(const float* tile, int rows, int features, T* target, int64_t stride) {
+  Vec block[kLanes];
+#pragma GCC unroll 16
+  for (int c = 0; c < kLanes; ++c) block[c] = kWhole || c < features ? load(tile + c * kTileRows) : Vec{};
+  transpose(block);
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r)
+    if (kWhole) store(target + r * stride, block[r]);
+    else if (r < rows) store_first(target + r * stride, block[r], features);
+}
 
 // tile[feature][row] = source[row * stride + feature]
 template <class T>
-static void read_tile(const T* source, int64_t stride, int rows, int features, float* tile) {
+static __attribute__((noinline)) void read_tile(const T* source, int64_t stride, int rows, int features, float* tile) {
   for (int row = 0; row < rows; row += kLanes)
     for (int feature = 0; feature < features; feature += kLanes) {
-      Vec block[kLanes];
-      int columns = features - feature;
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r)
-        block[r] = row + r < rows ? load_first(source + (row + r) * stride + feature, columns) : Vec{};
-      transpose(block);
-      for (int c = 0; c < kLanes && c < columns; ++c) store(tile + (feature + c) * kTileRows + row, block[c]);
+      const T* from = source + row * stride + feature;
+      float* to = tile + feature * kTileRows + row;
+      if (row + kLanes <= rows && feature + kLanes <= features) read_block<true>(from, stride, 0, 0, to);
+      else read_block<false>(from, stride, rows - row, features - feature, to);
     }
 }
 
 // target[row * stride + feature] = tile[feature][row]
 template <class T>
-static void write_tile(const float* tile, int rows, int features, T* target, int64_t stride) {
+static __attribute__((noinline)) void write_tile(const float* tile, int rows, int features, T* target, int64_t stride) {
   for (int row = 0; row < rows; row += kLanes)
     for (int feature = 0; feature < features; feature += kLanes) {
-      Vec block[kLanes];
-      int columns = features - feature;
-#pragma GCC unroll 16
-      for (int c = 0; c < kLanes; ++c) block[c] = c < columns ? load(tile + (feature + c) * kTileRows + row) : Vec{};
-      transpose(block);
-      for (int r = 0; r < kLanes && row + r < rows; ++r)
-        store_first(target + (row + r) * stride + feature, block[r], columns);
+      const float* from = tile + feature * kTileRows + row;
+      T* to = target + row * stride + feature;
+      if (row + kLanes <= rows && feature + kLanes <= features) write_block<true>(from, 0, 0, to, stride);
+      else write_block<false>(from, rows - row, features - feature, to, stride);
     }
 }

@@ -48,6 +48,12 @@ inline Activation activation_named(const std::string& name) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// work(begin, end) over pieces of [0, count) that are worth a thread each.
+template <class Work>
+void in_ranges(int64_t count, const Work& work) {
+  if (count > 0) torch::stable::parallel_for(0, count, 1 << 15, work);
+}
+
 // Runs every share: one share by all the threads in lockstep, many shares each by whichever thread is free.
 // scratch_floats(share) sizes a share's scratch memory; run(share, scratch, team, member) does the work.
 template <class Share, class Size, class Run>

@@ -44,6 +44,10 @@ struct ResidualBackward {
   void* dx;  // [n, m]
 };
 
+struct ResidualGradients {  // of the parameters, shaped like them; null where absent
+  void *ddown, *ddown_bias, *dmid, *dmid_bias, *dup, *dscale, *dshift;
+};
+
 // A team works on rows [begin, end), `tiles` row tiles at a time, its members each on a part of the width.
 struct Share {
   int64_t begin, end;

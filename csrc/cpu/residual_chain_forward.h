@@ -9,28 +9,27 @@ struct AddAndPrepare {
   const float *scale, *shift;
   template <int kI, int kV>
   inline __attribute__((always_inline)) void operator()(int i, int v, Vec (&acc)[kI][kV]) {
+    float* const stream = x + i * kTileRows + v * kLanes;
+    float* const next = operand + i / Number::kPerLane * kTileRows + v * kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < kI; ++r)
 #pragma GCC unroll 3
       for (int c = 0; c < kV; ++c) {
-        float* p = x + (i + r) * kTileRows + (v + c) * kLanes;
-        Vec u = load(p) + acc[r][c];
-        store(p, u);
+        Vec u = load(stream + r * kTileRows + c * kLanes) + acc[r][c];
+        store(stream + r * kTileRows + c * kLanes, u);
         if constexpr (kAffine) u = fma(u, broadcast(scale[i + r]), broadcast(shift[i + r]));
         acc[r][c] = kRelu ? maximum(Vec{}, u) : u;
       }
-    if constexpr (Number::kPerLane == 2 && kI > 1) {
-#pragma GCC unroll 4
-      for (int r = 0; r < kI; r += 2)
-#pragma GCC unroll 3
-        for (int c = 0; c < kV; ++c)
-          store(operand + (i + r) / 2 * kTileRows + (v + c) * kLanes, pack_bf16(acc[r][c], acc[r + 1][c]));
-    } else {
+    constexpr bool kPaired = Number::kPerLane == 2 && kI > 1;
 #pragma GCC unroll 8
-      for (int r = 0; r < kI; ++r)
+    for (int r = 0; r < kI; r += kPaired ? 2 : 1)
 #pragma GCC unroll 3
-        for (int c = 0; c < kV; ++c) store(operand + (i + r) * kTileRows + (v + c) * kLanes, acc[r][c]);
-    }
+      for (int c = 0; c < kV; ++c) {
+        if constexpr (kPaired)
+          store(next + r / 2 * kTileRows + c * kLanes, pack_bf16(acc[r][c], acc[r + 1][c]));
+        else
+          store(next + r * kTileRows + c * kLanes, acc[r][c]);
+      }
   }
 };
 
@@ -61,15 +60,15 @@ struct ForwardSweep {
   float *x, *sums, *own;
 
   struct Layout {
-    int64_t x, sums, v, operand, affine, wide, own;
+    int64_t x, sums, v, operand, affine, packed, own;
     Layout(const ResidualChain& chain, const Share& share)
         : x(share.tiles * chain.m * kTileRows),
           sums(2 * share.tiles * chain.k * kTileRows),
           v((share.tiles + 2) * chain.k * kTileRows),  // and two tiles to work in
           operand(share.slice * kTileRows),
           affine(2 * share.slice),
-          wide(sizeof(T) == 4 ? 0 : chain.k * (2 * share.slice + chain.k)),
-          own(v + operand + affine + wide) {}
+          packed(2 * packed_floats(chain.k, share.slice > chain.k ? share.slice : chain.k)),
+          own(v + operand + affine + packed) {}
     int64_t floats(const Share& share) const { return x + share.parts * (sums + own); }
   };
   const Layout layout;
@@ -106,7 +105,7 @@ struct ForwardSweep {
     float* const v = own + part * layout.own;
     float* const operand = v + layout.v;
     float* const affine = operand + layout.operand;
-    float* const wide = affine + layout.affine;
+    float* const packed = affine + layout.affine;
     const float *scale = nullptr, *shift = nullptr;
     if (has_down && chain.scale) {
       for (int i = 0; i < features; ++i) {
@@ -117,10 +116,10 @@ struct ForwardSweep {
     }
     Weights up{}, down{};
     if (has_up)
-      up = as_weights<T, Number>(static_cast<const T*>(chain.up) + ((block - 1) * m + at) * k, k, features, k, wide);
+      up = as_weights<T, Number>(static_cast<const T*>(chain.up) + ((block - 1) * m + at) * k, k, features, k, packed);
     if (has_down)
       down = as_weights<T, Number>(static_cast<const T*>(chain.down) + block * k * m + at, m, k, features,
-                                   wide + slice * k);
+                                   packed + layout.packed / 2);
     for (int t = 0; t * kTileRows < rows; ++t) {
       const int tile_rows = rows_of_tile(rows, t), vectors = vectors_for(tile_rows);
       const int64_t row = begin + t * kTileRows;
@@ -130,7 +129,7 @@ struct ForwardSweep {
       if (has_up && has_down) {
         in = add_up(up, v + (int64_t)t * k * kTileRows, features, vectors, tile, scale, shift, operand);
       } else if (has_up) {
-        row_product<Number, false>(up, v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, vectors,
+        row_product<Number>(up, v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, vectors,
                                    StoreTile<true>{tile});
       } else {
         in = prepare<Number>(chain.before(), tile, scale, shift, features, vectors, operand);
@@ -140,7 +139,7 @@ struct ForwardSweep {
         if (io.stream) write_tile(tile, tile_rows, features, io.stream + row * m + at, m);
       }
       if (has_down)
-        row_product<Number, false>(down, in, k, features / Number::kPerLane, vectors,
+        row_product<Number>(down, in, k, features / Number::kPerLane, vectors,
                                    StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
     }
   }
@@ -151,7 +150,7 @@ struct ForwardSweep {
     const Activation f = chain.before();
     const int steps = k / Number::kPerLane;
     if (idempotent(f) && (f == Activation::kRelu || scale || Number::kPerLane == 2)) {
-      auto go = [&](auto done) { row_product<Number, false>(up, v, features, steps, vectors, done); };
+      auto go = [&](auto done) { row_product<Number>(up, v, features, steps, vectors, done); };
       if (f == Activation::kRelu)
         scale ? go(AddAndPrepare<Number, true, true>{tile, operand, scale, shift})
               : go(AddAndPrepare<Number, false, true>{tile, operand, scale, shift});
@@ -160,7 +159,7 @@ struct ForwardSweep {
               : go(AddAndPrepare<Number, false, false>{tile, operand, scale, shift});
       return operand;
     }
-    row_product<Number, false>(up, v, features, steps, vectors, StoreTile<true>{tile});
+    row_product<Number>(up, v, features, steps, vectors, StoreTile<true>{tile});
     return prepare<Number>(f, tile, scale, shift, features, vectors, operand);
   }
 
@@ -168,8 +167,8 @@ struct ForwardSweep {
   void finish_features(int64_t begin, int rows, int64_t block, int part) const {
     float* const v = own + part * layout.own;
     float* const work = v + (int64_t)tiles * k * kTileRows;
-    float* const packed = work + k * kTileRows;
-    float* const wide = v + layout.v + layout.operand + layout.affine;
+    float* const pairs = work + k * kTileRows;
+    float* const packed = v + layout.v + layout.operand + layout.affine;
     for (int t = 0; t * kTileRows < rows; ++t) {
       const int tile_rows = rows_of_tile(rows, t), vectors = vectors_for(tile_rows);
       const bool mine = t % share.parts == part;  // every part computes v, one of them writes it
@@ -185,8 +184,8 @@ struct ForwardSweep {
       activate_layer(chain.down_bias, block, 0, tile_rows, row, mine, work);
       if (chain.mid) {
         const T* mid = static_cast<const T*>(chain.mid) + block * k * k;
-        const float* h = as_operand<Number>(work, k, vectors, packed);
-        row_product<Number, false>(as_weights<T, Number>(mid, k, k, k, wide), h, k, k / Number::kPerLane, vectors,
+        const float* h = as_operand<Number>(work, k, vectors, pairs);
+        row_product<Number>(as_weights<T, Number>(mid, k, k, k, packed), h, k, k / Number::kPerLane, vectors,
                                    StoreTile<false>{out});
         __builtin_memcpy(work, out, sizeof(float) * k * kTileRows);
         activate_layer(chain.mid_bias, block, 1, tile_rows, row, mine, work);

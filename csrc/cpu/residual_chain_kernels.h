@@ -1,1 +1,2 @@
 #include "cpu/residual_chain_forward.h"
+#include "cpu/residual_chain_backward.h"
