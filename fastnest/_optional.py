@@ -10,10 +10,12 @@ class MissingExtra(ImportError):
 
 def optional(name: str, extra: str) -> ModuleType:
     """The module `name`, or MissingExtra saying that ``pip install "fastnest-torch[extra]"`` installs it."""
+    package = name.partition(".")[0]
     try:
-        return import_module(name)
+        import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != name.partition(".")[0]:
+        if error.name != package:
             raise
-        package = {"sklearn": "scikit-learn"}.get(error.name, error.name)
-        raise MissingExtra(f'this needs {package}: pip install "fastnest-torch[{extra}]"') from error
+        shown = {"sklearn": "scikit-learn"}.get(package, package)
+        raise MissingExtra(f'this needs {shown}: pip install "fastnest-torch[{extra}]"') from error
+    return import_module(name)

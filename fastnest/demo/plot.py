@@ -11,7 +11,7 @@ def draw(trained: list, rows: list[dict], path: Path) -> Path:
     pyplot = optional("matplotlib.pyplot", "plot")
     lines = 2 if rows else 1
     figure, axes = pyplot.subplots(lines, 2, figsize=(12, 4 * lines), squeeze=False, constrained_layout=True)
-    for axis, name in zip(axes[0], dict.fromkeys(one.data.name for one in trained), strict=True):
+    for axis, name in zip(axes[0], dict.fromkeys(one.data.name for one in trained), strict=False):
         for color, one in enumerate(one for one in trained if one.data.name == name):
             for backend, fit in one.fits.items():
                 style = (
