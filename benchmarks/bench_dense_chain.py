@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from fastnest import functional
+from fastnest import functional, testing
 from fastnest.benchmarks.contest import Case, Form, Problem, leaf
 
 SUBJECTS = ("dense_chain",)
@@ -110,14 +110,15 @@ def problem(case: Case) -> Problem:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, n_in, generator=generator).to(dtype)
     tensors = parameters(n_in, d, l, h, dtype, generator)
-    fused, eager, in_place = forms(l, bool(h))
-    written = n * (n_in + l * d) * x.element_size()
+    named = zip(("fastnest", "eager", "in-place"), forms(l, bool(h)), strict=True)
+    cost = testing.Case(
+        "dense_chain", {"n": n, "m": n_in, "d": (d,) * l, "h": (h,) * l if h else ()}, ("scale", "shift")
+    )
     return Problem(
-        forms={name: Form(call, leaf([x, *tensors])) for name, call in
-               (("fastnest", fused), ("eager", eager), ("in-place", in_place))},
-        flops=2 * n * sum(t.numel() for t in tensors if t.dim() == 2),
-        bytes=x.nbytes + written + sum(t.nbytes for t in tensors),
-    )  # fmt: skip
+        forms={name: Form(call, leaf([x, *tensors])) for name, call in named},
+        flops=testing.flops(cost),
+        bytes=testing.bytes_moved(cost, dtype),
+    )
 
 
 def bench_dense_chain(benchmark, contestant):

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from fastnest import functional
+from fastnest import functional, testing
 from fastnest.benchmarks.contest import Case, Form, Problem, leaf
 
 SUBJECTS = ("residual_chain",)
@@ -115,14 +115,15 @@ def problem(case: Case) -> Problem:
     x = torch.randn(n, m, generator=generator).to(dtype)
     stacked = parameters(m, k, l, dtype, generator)
     blocks = [block for tensor in stacked for block in tensor.unbind()]
+    cost = testing.Case("residual_chain", case.sizes, absent=("mid", "mid_bias", "scale", "shift"))
     return Problem(
         forms={
             "fastnest": Form(fused, leaf([x, *stacked])),
             "eager": Form(eager, leaf([x, *blocks]), by_block(l)),
             "in-place": Form(in_place, leaf([x, *blocks]), by_block(l)),
         },
-        flops=4 * n * m * k * l,
-        bytes=sum(t.nbytes for t in (x, x, *stacked)),
+        flops=testing.flops(cost),
+        bytes=testing.bytes_moved(cost, dtype),
     )
 
 

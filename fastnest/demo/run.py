@@ -9,6 +9,7 @@ import torch
 
 from .. import backend, backends
 from ..benchmarks import bench_models, contest
+from ..testing import ULPS
 from . import data, plot, training
 
 SUBJECTS = {"resnest": "ResNEst", "aresnest": "AResNEst", "densenest": "DenseNEst"}
@@ -33,7 +34,7 @@ class Trained:
     fits: dict[str, training.Fit]
     scores: dict[str, training.Score]
     error: float  # of outputs and gradients of the fused step against float64, in units of the largest value
-    bound: float  # twice the reference's own error, and 4 ulp
+    bound: float  # twice the reference's own error, and a few ulp
 
 
 def _step(name: str, model: torch.nn.Module, dataset: data.Dataset) -> list[torch.Tensor]:
@@ -51,7 +52,7 @@ def compare(model: torch.nn.Module, dataset: data.Dataset, fused: str) -> tuple[
         pairs = zip(_step(name, model, dataset), exact, strict=True)
         return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
-    return error(fused), 2 * error("reference") + 4 * torch.finfo(torch.float32).eps
+    return error(fused), 2 * error("reference") + ULPS * torch.finfo(torch.float32).eps
 
 
 def train(kind: str, dataset: data.Dataset, epochs: int | None) -> Trained:
