@@ -9,6 +9,7 @@ TORCH ?= $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check install --quiet
 SOURCES = $(wildcard csrc/*.* csrc/*/*.*)
+CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export MAX_JOBS
 
 .PHONY: demo test bench lint format gpu clean build environment
@@ -53,13 +54,13 @@ lint: build
 	@echo "lint: ruff and clang-format, changing nothing"
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	@$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') && echo "clang-format: clean"
+	@$(VENV)/bin/clang-format --dry-run --Werror $(CPP) && echo "clang-format: clean"
 
 format: build
 	@echo "format: rewrites Python with ruff and C++ with clang-format"
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(VENV)/bin/clang-format -i $(CPP)
 
 # Fails, so that nobody takes an untested GPU for a tested one.
 gpu:
