@@ -19,16 +19,9 @@ def _leaky_relu_backward(df: Tensor, z: Tensor) -> Tensor:
     return torch.where(z > 0, df, df * LEAKY_SLOPE)
 
 
-def _gelu_backward(df: Tensor, z: Tensor) -> Tensor:
-    # z Phi(z) -> Phi(z) + z phi(z)
-    return df * (0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
-
-
-def _gelu_tanh_backward(df: Tensor, z: Tensor) -> Tensor:
-    # z (1 + tanh u) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3)
-    slope = math.sqrt(2 / math.pi)
-    t = torch.tanh(slope * (z + 0.044715 * z * z * z))
-    return df * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * slope * (1 + 3 * 0.044715 * z * z))
+def _gelu_backward(df: Tensor, z: Tensor, approximate: str = "none") -> Tensor:
+    # Phi(z) + z phi(z), or the derivative of z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2.
+    return torch.ops.aten.gelu_backward(df, z, approximate=approximate)
 
 
 def _silu_backward(df: Tensor, z: Tensor) -> Tensor:
@@ -45,7 +38,7 @@ def _tanh_backward(df: Tensor, z: Tensor) -> Tensor:
 ACTIVATIONS = {
     "relu": (torch.relu, _relu_backward),
     "gelu": (F.gelu, _gelu_backward),
-    "gelu_tanh": (partial(F.gelu, approximate="tanh"), _gelu_tanh_backward),
+    "gelu_tanh": (partial(F.gelu, approximate="tanh"), partial(_gelu_backward, approximate="tanh")),
     "silu": (F.silu, _silu_backward),
     "tanh": (torch.tanh, _tanh_backward),
     "leaky_relu": (partial(F.leaky_relu, negative_slope=LEAKY_SLOPE), _leaky_relu_backward),

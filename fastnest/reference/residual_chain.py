@@ -66,6 +66,8 @@ def residual_chain_forward(
             kept.append(v)
         if i < len(ups):
             x = x + F.linear(v, ups[i])
+    if not ups:  # a result of its own, as everywhere
+        x = x.clone()
     return x, torch.stack(kept, 1) if features else None
 
 

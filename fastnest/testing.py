@@ -1,0 +1,304 @@
+"""What tests and benchmarks share: awkward inputs of every op, what an op costs, and how near a result has to be."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from . import _backend, functional
+from .reference.activation import ACTIVATIONS
+
+OPS = ("residual_chain", "dense_chain")
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op, from numbers only, so that its repr is all one needs to repeat it.
+
+    sizes: n m k l for residual_chain; n m d h for dense_chain, d and h tuples with one size per block (h may be ()).
+    absent: tensor arguments left out. options: passed on as they are. layout: how x, or the weights, lie in memory.
+    """
+
+    op: str
+    sizes: dict
+    absent: tuple[str, ...] = ()
+    options: dict = field(default_factory=dict)
+    layout: str = "contiguous"
+    last_up: bool = True
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{letter}={size}".replace(" ", "") for letter, size in self.sizes.items())
+        options = " ".join(f"{name}={value}" for name, value in self.options.items())
+        absent = f"without {','.join(self.absent)}" if self.absent else ""
+        layout = "" if self.layout == "contiguous" else self.layout
+        return " ".join(filter(None, (sizes, options, absent, layout, "" if self.last_up else "no last up")))
+
+    def shapes(self) -> dict[str, tuple | list[tuple]]:
+        """Every tensor argument's shape by name; a list of them where the op takes one tensor per block."""
+        of_op = {"residual_chain": self._residual_chain_shapes, "dense_chain": self._dense_chain_shapes}[self.op]()
+        return {name: shape for name, shape in of_op.items() if name not in self.absent}
+
+    def _residual_chain_shapes(self) -> dict:
+        n, m, k, l = (self.sizes[size] for size in "nmkl")
+        vectors = {"down_bias": (l, k), "mid_bias": (l, k), "scale": (l, m), "shift": (l, m)}
+        return {"x": (n, m), "down": (l, k, m), "mid": (l, k, k), "up": (l if self.last_up else l - 1, m, k)} | vectors
+
+    def _dense_chain_shapes(self) -> dict:
+        n, m, d, h = (self.sizes[size] for size in "nmdh")
+        reads = [m + sum(d[:i]) for i in range(len(d))]
+        shapes = {"x": (n, m), "weight": list(zip(d, h or reads, strict=True)), "bias": [(size,) for size in d]}
+        if h:
+            shapes |= {"hidden_weight": list(zip(h, reads, strict=True)), "hidden_bias": [(size,) for size in h]}
+        return shapes | {"scale": [(size,) for size in reads], "shift": [(size,) for size in reads]}
+
+    def tensors(self, dtype: torch.dtype, compute: torch.dtype | None = None, seed: int = 0) -> dict:
+        """Random arguments that are exact in dtype, held in `compute` (by default dtype too), all needing gradients.
+
+        Sizes keep the stream near 1. Some of x is exactly 0, where relu has its kink.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+            values = torch.randn(shape, generator=generator)
+            if name == "x":
+                values[1::3, ::2] = 0
+            elif len(shape) > 1 and name != "scale" and not name.endswith(("bias", "shift")):
+                values *= 1.4 / math.sqrt(shape[-1])
+            else:
+                values = values * 0.3 + (name == "scale")
+            return self._laid_out(name, values.to(dtype).to(compute or dtype)).requires_grad_()
+
+        return {
+            name: [tensor(name, one) for one in shape] if isinstance(shape, list) else tensor(name, shape)
+            for name, shape in self.shapes().items()
+        }
+
+    def _laid_out(self, name: str, values: Tensor) -> Tensor:
+        if name == "x" and self.layout == "wide rows":
+            return torch.nn.functional.pad(values, (0, 3))[:, : values.shape[1]]
+        if name == "x" and self.layout == "every second row":
+            return values.repeat_interleave(2, 0)[::2]
+        if name == "x" and self.layout == "transposed":
+            return values.t().contiguous().t()
+        if name == "x" and self.layout == "one row expanded":
+            return values[:1].expand(values.shape)
+        if name != "x" and self.layout == "weights transposed":
+            return values.transpose(0, -1).contiguous().transpose(0, -1)
+        return values
+
+    def call(self, tensors: dict):
+        """The public function on these tensors."""
+        return getattr(functional, self.op)(**tensors, **self.options)
+
+
+def sample_inputs(op: str) -> list[Case]:
+    """The cases that every backend of an op has to get right: awkward sizes, every option, every layout."""
+    return list({"residual_chain": _residual_chain_cases, "dense_chain": _dense_chain_cases}[op]())
+
+
+def small_inputs(op: str) -> list[Case]:
+    """A few numbers for every activation and kind of an op: for derivatives by finite differences, and compilers."""
+    return list({"residual_chain": _small_residual_chain_cases, "dense_chain": _small_dense_chain_cases}[op]())
+
+
+ROWS = (0, 1, 7, 16, 47, 48, 49, 193)
+LAYOUTS = ("wide rows", "every second row", "transposed", "one row expanded", "weights transposed")
+
+
+def _residual_chain_cases() -> Iterator[Case]:
+    def case(n, m, k, l, absent=("mid", "mid_bias", "scale", "shift"), layout="contiguous", last_up=True, **options):
+        return Case("residual_chain", {"n": n, "m": m, "k": k, "l": l}, absent, options, layout, last_up)
+
+    # Cycles of lengths without a common factor meet in every combination of two.
+    absent = cycle([("mid", "mid_bias", "scale", "shift"), ("mid", "mid_bias"), ("scale", "shift"), ()])
+    k, l, features = cycle([1, 5, 16, 33, 64, 100, 48]), cycle([1, 2, 5]), cycle([False, True, False, False, True])
+    for m in (1, 3, 16, 130, 257):
+        for n in ROWS:
+            yield case(n, m, next(k), next(l), next(absent), return_features=next(features))
+    for activation in ACTIVATIONS:
+        for pre_activation in (True, False):
+            options = {"activation": activation, "pre_activation": pre_activation, "return_features": True}
+            yield case(49, 34, 20, 3, ("mid", "mid_bias"), **options)
+            yield case(35, 20, 17, 2, (), **options)
+    yield case(49, 34, 20, 3, ("down_bias", "mid", "mid_bias", "scale", "shift"))
+    yield case(49, 34, 20, 3, ("down_bias", "mid_bias", "scale", "shift"), activation="silu")
+    for l in (1, 2, 5):
+        yield case(50, 40, 17, l, last_up=False, return_features=True)
+        yield case(50, 40, 17, l, (), last_up=False, return_features=True, activation="gelu")
+    for layout in LAYOUTS:
+        yield case(50, 40, 17, 2, (), layout)
+    yield case(5, 1030, 48, 3)  # few wide rows: threads share a row
+    yield case(700, 257, 33, 3)  # many rows: more than one tile a thread
+
+
+def _dense_chain_cases() -> Iterator[Case]:
+    def case(n, m, d, h=(), absent=("scale", "shift"), layout="contiguous", **options):
+        return Case("dense_chain", {"n": n, "m": m, "d": d, "h": h}, absent, options, layout)
+
+    absent = cycle([("scale", "shift"), (), ("bias", "hidden_bias", "scale", "shift")])
+    growth = cycle(
+        [((1,), (3,)), ((5, 3), (7, 18)), ((16, 16, 16), (64, 64, 64)), ((32, 1, 33, 7, 2), (5, 100, 16, 1, 31))]
+    )
+    hidden = cycle([False, True, False, True, True, False, False])
+    for m in (1, 3, 16, 130, 257):
+        for n in ROWS:
+            d, h = next(growth)
+            yield case(n, m, d, h if next(hidden) else (), next(absent))
+    for activation in ACTIVATIONS:
+        for pre_activation in (True, False):
+            for h in ((), (9, 40)):
+                yield case(49, 34, (20, 3), h, (), activation=activation, pre_activation=pre_activation)
+    for layout in LAYOUTS:
+        yield case(50, 40, (17, 5), (20, 3), (), layout)
+    yield case(5, 1030, (48, 32))
+    yield case(700, 100, (32, 33), (128, 65))
+
+
+def _small_residual_chain_cases() -> Iterator[Case]:
+    for activation in ACTIVATIONS:
+        for absent, pre_activation, features, last_up in (
+            ((), True, True, True),
+            (("mid", "mid_bias"), False, True, False),
+            (("mid", "mid_bias", "scale", "shift", "down_bias"), True, False, True),
+        ):
+            options = {"activation": activation, "pre_activation": pre_activation, "return_features": features}
+            yield Case("residual_chain", {"n": 6, "m": 5, "k": 4, "l": 3}, absent, options, last_up=last_up)
+
+
+def _small_dense_chain_cases() -> Iterator[Case]:
+    for activation in ACTIVATIONS:
+        for h, absent, pre_activation in (
+            ((4, 3), (), True),
+            ((), ("bias",), True),
+            ((4, 3), ("scale", "shift"), False),
+            ((), (), False),
+        ):
+            options = {"activation": activation, "pre_activation": pre_activation}
+            yield Case("dense_chain", {"n": 6, "m": 5, "d": (2, 3), "h": h}, absent, options)
+
+
+def kernels() -> list[str]:
+    """What `kernel` can force here, other than the reference: every backend that runs, on every instruction set."""
+    if not _backend.CPP_IS_BUILT:
+        return []
+    return [f"cpp {name}" for name in _backend._C.instruction_sets()]
+
+
+@contextmanager
+def instruction_set(name: str):
+    """The C++ kernels run on this instruction set (one of `fastnest._C.instruction_sets()`) inside the block."""
+    from . import _C
+
+    _C.force_instruction_set(name)
+    try:
+        yield
+    finally:
+        _C.force_instruction_set("")
+
+
+@contextmanager
+def kernel(name: str):
+    """Forces one of `kernels()`, or a backend, inside the block."""
+    backend, _, on = name.partition(" ")
+    with _backend.backend(backend), instruction_set(on) if on else nullcontext():
+        yield
+
+
+def flat(tensors: dict) -> Results:
+    """A case's tensors by name, those in lists as name[i]."""
+    leaves = {}
+    for name, value in tensors.items():
+        leaves |= {f"{name}[{i}]": one for i, one in enumerate(value)} if isinstance(value, list) else {name: value}
+    return leaves
+
+
+def unflat(leaves: Results) -> dict:
+    """The inverse of `flat`: arguments for `Case.call`."""
+    tensors = {}
+    for name, value in leaves.items():
+        if name.endswith("]"):
+            tensors.setdefault(name[: name.index("[")], []).append(value)
+        else:
+            tensors[name] = value
+    return tensors
+
+
+def run(case: Case, name: str, dtype: torch.dtype, compute: torch.dtype | None = None, x=None) -> Results:
+    """Every output of a case and every gradient (for random gradients of the outputs), by a kernel or backend.
+
+    x replaces the case's own. The arguments are exact in dtype; the computation is in `compute` (by default dtype too).
+    """
+    tensors = case.tensors(dtype, compute)
+    if x is not None:
+        tensors["x"] = x.to(compute or dtype).requires_grad_()
+    leaves = flat(tensors)
+    with kernel(name):
+        outputs = case.call(tensors)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        random = [torch.randn(out.shape, generator=generator).to(dtype).to(out.dtype) for out in outputs]
+        gradients = torch.autograd.grad(outputs, list(leaves.values()), random, materialize_grads=True)
+    results = {output: value.detach() for output, value in zip(("y", "features"), outputs, strict=False)}
+    return results | {f"d{leaf}": gradient for leaf, gradient in zip(leaves, gradients, strict=True)}
+
+
+ULPS = 4
+
+
+def assert_close(actual: Results, expected: Results, same_in_dtype: Results, dtype: torch.dtype, what: object) -> None:
+    """actual is at most twice as far from expected as plain torch in that dtype, plus a few ulp of the largest value.
+
+    Args:
+        actual: what is judged, in dtype, by name.
+        expected: the same from the definition, in float64 on the same arguments.
+        same_in_dtype: the same from plain torch in dtype. Its error is what the conditioning of the case makes of
+            dtype's rounding, so the bound grows with sums and depth by itself; the ulp are for results that plain torch
+            happens to round without error. Nothing is forgiven of NaN and infinities, which must be the same.
+        what: names the case in the message (a Case can be called again as it is printed).
+    """
+    assert actual.keys() == expected.keys() == same_in_dtype.keys()
+    for name, values in actual.items():
+        exact, plain = expected[name], same_in_dtype[name].double()
+        where = f"{name} {list(values.shape)} {dtype} of {what}"
+        assert values.dtype == dtype, f"{where}: dtype {values.dtype}"
+        assert values.shape == exact.shape, f"{where}: expected shape {list(exact.shape)}"
+        values = values.double()
+        finite = exact.isfinite()
+        same = torch.isclose(values, exact, rtol=0, atol=0, equal_nan=True) | (finite & values.isfinite())
+        # Where torch's dtypes differ between themselves (gelu of -inf), either will do.
+        same |= torch.isclose(values, plain, rtol=0, atol=0, equal_nan=True)
+        assert same.all(), f"{where}: NaN or Inf differ at {(~same).nonzero()[:5].tolist()}"
+        finite &= values.isfinite() & plain.isfinite()
+        if not finite.any():
+            continue
+        error, plain_error = ((t - exact)[finite].abs().max().item() for t in (values, plain))
+        largest = exact[finite].abs().max().item()
+        bound = 2 * plain_error + ULPS * torch.finfo(dtype).eps * largest
+        at = torch.where(finite, (values - exact).abs(), 0).argmax().item()
+        assert error <= bound, (
+            f"{where}: error {error:.3g} > {bound:.3g} = 2 * {plain_error:.3g} (plain torch) + {ULPS} ulp of "
+            f"{largest:.3g}; at flat index {at}: {values.flatten()[at]:.9g}, expected {exact.flatten()[at]:.9g}"
+        )
+
+
+def flops(case: Case) -> int:
+    """Multiplications and additions of the forward's linear maps; a backward has twice as many."""
+    weights = ("down", "mid", "up", "weight", "hidden_weight")
+    return 2 * case.sizes["n"] * sum(math.prod(s) for name, s in _flat_shapes(case) if name in weights)
+
+
+def bytes_moved(case: Case, dtype: torch.dtype) -> int:
+    """Bytes of the arguments read once and the result written once, all that a fused forward has to move."""
+    result = case.sizes["n"] * (case.sizes["m"] + sum(case.sizes.get("d", ())))
+    return dtype.itemsize * (result + sum(math.prod(shape) for _, shape in _flat_shapes(case)))
+
+
+def _flat_shapes(case: Case) -> Iterator[tuple[str, tuple]]:
+    for name, shape in case.shapes().items():
+        for one in shape if isinstance(shape, list) else [shape]:
+            yield name, one
