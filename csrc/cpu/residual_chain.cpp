@@ -13,16 +13,16 @@ namespace {
 
 constexpr int64_t kTileRows = 48;
 constexpr int64_t kVectorRows = 16;
-constexpr int64_t kStreamFloats = 150'000;  // of a tile group's rows: with the weights' slices within 1 MiB of cache
+constexpr int64_t kStreamFloats = 400'000;  // of a group of tiles: it stays in second-level cache, weights pass once a group
 constexpr int64_t kMostTiles = 4;
 constexpr int64_t kSlice = 128;
 constexpr int64_t kRowsWorthOwnSums = 1024;  // a thread: fewer, and sums of its own cost more than waiting for others
 
 // Rows to every thread where there are at least `enough` of them; else the threads share each row's width.
-std::vector<Share> shares_of(const ResidualChain& chain, int64_t streams, int64_t enough) {
+std::vector<Share> shares_of(const ResidualChain& chain, int64_t enough) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = ceil_div(chain.n, kVectorRows);
-  const int64_t most = std::clamp<int64_t>(kStreamFloats / (streams * chain.m * kTileRows), 1, kMostTiles);
+  const int64_t most = std::clamp<int64_t>(kStreamFloats / (chain.m * kTileRows), 1, kMostTiles);
   const int64_t slice = std::min(kSlice, ceil_div(chain.m, 16) * 16);
   if (chain.n < enough * threads || threads == 1) {
     const int64_t parts = std::clamp<int64_t>(chain.m / 64, 1, threads);
@@ -41,7 +41,7 @@ std::vector<Share> shares_of(const ResidualChain& chain, int64_t streams, int64_
 
 // For the backward, where a thread keeps its sums over all of its rows: one share a thread.
 std::vector<Share> one_share_a_thread(const ResidualChain& chain) {
-  std::vector<Share> shares = shares_of(chain, 2, kRowsWorthOwnSums);
+  std::vector<Share> shares = shares_of(chain, kRowsWorthOwnSums);
   const size_t threads = torch::stable::get_num_threads();
   if (shares.size() <= threads) return shares;
   const int64_t rows = ceil_div(ceil_div(shares.size(), threads) * (shares[0].end - shares[0].begin), kVectorRows) * kVectorRows;
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> residual_chain_forward(
   if (hidden.numel()) io.hidden = hidden.mutable_data_ptr();
   if (stream.numel()) io.stream = stream.mutable_data_ptr<float>();
 
-  const std::vector<Share> shares = shares_of(chain, 1, 2 * kVectorRows);
+  const std::vector<Share> shares = shares_of(chain, 2 * kVectorRows);
   run_shares(shares, [&](const Share& share) { return FASTNEST_RUN(residual_forward_scratch, chain, share); },
              [&](const Share& share, float* scratch, Lockstep& team, int member) {
                FASTNEST_RUN(residual_forward, chain, io, share, scratch, team, member);

@@ -185,11 +185,18 @@ struct BackwardSweep {
     read_tile(kept(row, block, layer), chain.l * chain.layers() * k, rows, k, value);
     for (int c = vectors_for(rows) * kLanes; c < kTileRows; c += kLanes)
       for (int j = 0; j < k; ++j) store(value + j * kTileRows + c, Vec{});
+    multiply_by_derivative(value, value, gradient);
+  }
+
+  static constexpr bool kReuse = Number::kPerLane == 1;
+
+  void multiply_by_derivative(const float* kept, float* value, float* gradient) const {
     with_activation(chain.activation, [&](auto kind) {
       constexpr Activation kKind = decltype(kind)::value;
+      if (idempotent(kKind) && !gradient) return;
       for (int j = 0; j < k * kTileRows; j += kLanes) {
-        const auto both = value_and_derivative<kKind>(load(value + j));
-        store(value + j, idempotent(kKind) ? both.value : round_to<T>(both.value));
+        const auto both = value_and_derivative<kKind>(load(kept + j));
+        if (value) store(value + j, idempotent(kKind) ? both.value : round_to<T>(both.value));
         if (gradient) store(gradient + j, multiply_gradient<kKind>(load(gradient + j), both.derivative));
       }
     });
@@ -220,7 +227,10 @@ struct BackwardSweep {
       for (int other = 0; other < share.parts; ++other)
         for (int j = 0; j < size; j += kLanes)
           store(dv + j, load(dv + j) + load(sums_of(block, 0) + other * layout.sums + at + j));
-      load_layer(row, tile_rows, block, chain.layers() - 1, value, dv);
+      if (kReuse && idempotent(chain.activation) && block < chain.ups)  // v is its own record, and still there
+        multiply_by_derivative(o.v + at, nullptr, dv);
+      else
+        load_layer(row, tile_rows, block, chain.layers() - 1, value, dv);
       if (chain.mid) {
         load_layer(row, tile_rows, block, 0, value, nullptr);
         if (part == 0) {
@@ -250,10 +260,16 @@ struct BackwardSweep {
   }
 
   // to[feature][columns] += sum over the rows of all tiles.
+  static constexpr int kRightFloats = 6 * 1024;  // of the right operand, read again for each few features: half of L1
+
   void add_outer(const float* left, int64_t left_tile, const float* right, int64_t right_tile, int count, float* to,
                  int features) const {
     constexpr int kSteps = kTileRows / Number::kPerLane;
-    outer_product<Number>({left, right, left_tile, right_tile, kSteps, count, kSteps, columns}, features, to);
+    const int fit = kRightFloats / (kTileRows * columns) > 0 ? kRightFloats / (kTileRows * columns) : 1;
+    for (int t = 0; t < count; t += fit)
+      outer_product<Number>({left + t * left_tile, right + t * right_tile, left_tile, right_tile, kSteps,
+                             count - t < fit ? count - t : fit, kSteps, columns},
+                            features, to);
   }
 
   void sweep_slice(int64_t begin, int rows, int64_t i, int s, int part, const Own& o) const {
@@ -359,7 +375,7 @@ struct BackwardSweep {
     const int count = (rows + kTileRows - 1) / kTileRows, slices = (m + slice - 1) / slice;
     const int64_t slice_tile = (int64_t)slice * kTileRows, tile = (int64_t)m * kTileRows;
     const T* const matrix = static_cast<const T*>(chain.up) + (block * m + at) * k;
-    const Weights back = as_transposed_weights<T, Number>(matrix, k, features, k, count, o.packed_up);
+    const Weights back = as_transposed_weights<T, Number>(matrix, k, features, k, 1, o.packed_up);
     const Weights up = as_weights<T, Number>(matrix, k, features, k, o.packed);
     for (int t = 0; t < count; ++t) {
       float* const stream = x + t * tile + at * kTileRows;
