@@ -47,8 +47,9 @@ test: build
 	$(PY) -m pytest
 
 bench: build
-	@echo "bench: every op and model against its peers, as shipped and fair; about 25 minutes on 2 cores"
+	@echo "bench: every op and model against its peers, as shipped and fair, and the README's tables; 25 minutes on 2 cores"
 	$(PY) -m fastnest bench --full
+	$(PY) -m fastnest report --readme README.md
 
 lint: build
 	@echo "lint: ruff and clang-format, changing nothing"

@@ -22,7 +22,7 @@ FORWARD = (
     ((4096, 1024, 32, 32), PEERS, False),
     ((65536, 256, 16, 8), ALL, False),
     ((65536, 512, 32, 16), PEERS, False),
-    ((65536, 1024, 64, 8), PEERS, False),
+    ((65536, 1024, 16, 8), PEERS, False),
     ((1, 256, 16, 8), ALL, True),
     ((1, 1024, 64, 32), PEERS, False),
     ((2, 256, 32, 16), PEERS, False),

@@ -131,14 +131,13 @@ def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[
 
 
 def seconds(contestants: dict, *, budget: float, rounds: tuple[int, int] = (5, 25)) -> dict[str, list[float]]:
-    """name -> seconds of one step, a value per round.
+    """name -> seconds of one step, a value per round; the steps have run before.
 
     Every round times each contestant in turn (A B C, A B C, ...), so that a slow moment of the machine is shared; a
     turn repeats a short step until it lasts 2 ms.
     """
     repeats, once = {}, 0.0
     for name, step in contestants.items():
-        step()
         start = time.perf_counter()
         step()
         took = time.perf_counter() - start
