@@ -1,0 +1,301 @@
+"""What holds for every op, by every kernel that can run here: driven by the cases of fastnest.testing."""
+
+from functools import partial
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+
+import fastnest
+from fastnest.testing import (
+    OPS,
+    as_tuple,
+    assert_close,
+    bytes_moved,
+    expect,
+    flat,
+    flops,
+    kernel,
+    kernels,
+    run,
+    sample_inputs,
+    small_inputs,
+    unflat,
+)
+
+KERNELS = kernels()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMALL = [one for op in OPS for one in small_inputs(op)]
+# One of each op is enough where the machinery around the op is tested, and the best kernel.
+ONE_EACH = [small_inputs(op)[0] for op in OPS]
+BEST = ["reference", *KERNELS[:1]]
+
+every_op = pytest.mark.parametrize("op", OPS)
+every_kernel = pytest.mark.parametrize("name", KERNELS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+best_kernel = pytest.mark.parametrize("name", BEST)
+one_each = pytest.mark.parametrize("one", ONE_EACH, ids=str)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def check_kernels(results, dtype, what, names=KERNELS):
+    """results(kernel or backend, compute dtype, seed) is right by every kernel."""
+    expected = expect(results)
+    for name in names:
+        assert_close(results(name, None, 0), expected, dtype, f"{name}: {what}")
+
+
+@every_op
+@every_dtype
+def test_outputs_and_gradients(op, dtype, two_threads):
+    """All cases and kernels in one test: each takes milliseconds, and the message repeats the case."""
+    for one in sample_inputs(op):
+        check_kernels(partial(run, one, dtype=dtype), dtype, repr(one))
+
+
+@every_op
+@every_dtype
+def test_threads_and_repeats(op, dtype, two_threads):
+    """Right with any number of threads, and the same bits every time."""
+    for one in [one for one in sample_inputs(op) if one.sizes["n"] in (5, 193, 700)][::3]:
+        expected = expect(partial(run, one, dtype=dtype))
+        for name in KERNELS:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                what = f"{name}, {threads} threads: {one!r}"
+                first, second = run(one, name, dtype=dtype), run(one, name, dtype=dtype)
+                for key, value in first.items():
+                    assert torch.equal(value, second[key]), f"{key} {dtype} differs when repeated by {what}"
+                assert_close(first, expected, dtype, what)
+
+
+@every_op
+@pytest.mark.parametrize("name", ["reference", *KERNELS])
+def test_empty_batch(op, name):
+    dtypes = (torch.float64, *DTYPES) if name == "reference" else DTYPES
+    for one in sample_inputs(op):
+        if one.sizes["n"] == 0:
+            for dtype in dtypes:
+                results = run(one, name, dtype=dtype)
+                assert results["y"].shape == (0, one.sizes["m"] + sum(one.sizes.get("d", ())))
+                assert results["dx"].shape == (0, one.sizes["m"])
+                assert all((value == 0).all() for value in results.values()), repr(one)
+
+
+@every_op
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity(op, value, two_threads):
+    """They come out where the definition has them, in the outputs and in every gradient."""
+
+    def change(leaves, gradients):
+        leaves["x"][3, -1] = leaves["x"][48, 0] = value
+
+    for one in sample_inputs(op):
+        if one.sizes["n"] in (49, 50) and one.layout == "contiguous":
+            what = f"{one!r} with x[3, -1] = x[48, 0] = {value}"
+            check_kernels(partial(run, one, dtype=torch.float32, change=change), torch.float32, what)
+
+
+@every_op
+def test_nan_in_weights_and_in_gradients(op):
+    def change(leaves, gradients):
+        first_weight = leaves[list(leaves)[1]]
+        first_weight.view(-1)[-1] = float("nan")
+        gradients[0][gradients[0].shape[0] // 2 :, -1] = float("nan")
+
+    for one in sample_inputs(op)[8:24]:
+        what = f"{one!r} with NaN at the end of the first weight and of half of dy"
+        check_kernels(partial(run, one, dtype=torch.float32, change=change), torch.float32, what)
+
+
+def smooth(one):
+    """A case's tensors in float64 with x away from 0, where finite differences would see the kink of relu."""
+    leaves = flat(one.tensors(torch.float64))
+    with torch.no_grad():
+        leaves["x"][leaves["x"] == 0] = 0.7
+    return leaves
+
+
+@pytest.mark.parametrize("one", SMALL, ids=str)
+def test_gradcheck_and_gradgradcheck(one):
+    leaves = smooth(one)
+
+    def function(*values):
+        return one.call(unflat(dict(zip(leaves, values, strict=True))))
+
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tuple(leaves.values()), fast_mode=True)
+
+
+def second_derivatives(one, name, compute, seed):
+    leaves = flat(one.tensors(torch.float32, compute, seed))
+    generator = torch.Generator().manual_seed(seed + 2)
+    with kernel(name):
+        loss = sum(out.sin().sum() for out in as_tuple(one.call(unflat(leaves))))
+        first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        loss = sum((gradient * torch.randn(gradient.shape, generator=generator)).sum() for gradient in first)
+        second = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return {f"d2{leaf}": value for leaf, value in zip(leaves, second, strict=True)}
+
+
+@pytest.mark.parametrize("one", SMALL, ids=str)
+def test_second_derivatives_of_a_kernel(one):
+    check_kernels(partial(second_derivatives, one), torch.float32, repr(one), KERNELS[:1])
+
+
+@one_each
+@best_kernel
+def test_compiles_whole_for_any_number_of_rows(one, name):
+    """One graph forward and one backward, with the kernels in them, for every number of rows."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    leaves = flat(one.tensors(torch.float32))
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda leaves: one.call(unflat(leaves)),
+        fullgraph=True,
+        dynamic=True,
+        backend=aot_autograd(fw_compiler=keep, bw_compiler=keep),
+    )
+
+    def outputs_and_gradients(function):
+        outputs = as_tuple(function(leaves))
+        return *outputs, *torch.autograd.grad(sum(out.sin().sum() for out in outputs), list(leaves.values()))
+
+    with kernel(name):
+        for n in (6, 9, 33):
+            leaves["x"] = torch.randn(n, 5, requires_grad=True)
+            actual = outputs_and_gradients(compiled)
+            torch.testing.assert_close(actual, outputs_and_gradients(lambda leaves: one.call(unflat(leaves))))
+    assert len(graphs) == 2
+    called = [node.target for graph in graphs for node in graph.graph.nodes if "fastnest" in str(node.target)]
+    if name == "reference":
+        assert called == []
+    else:
+        names = f"{one.op}_forward", f"{one.op}_backward"
+        assert called == [getattr(torch.ops.fastnest, called_name).default for called_name in names]
+
+
+@pytest.mark.parametrize("name", KERNELS[:1])
+def test_inductor_and_the_forced_backend(name):
+    """inductor runs the kernels too, and code compiled for one backend is not used where another is forced."""
+    one = ONE_EACH[0]
+    tensors = one.tensors(torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(one.call, fullgraph=True)
+    for forced in (None, "reference", name.split()[0]):
+        with kernel(forced) if forced else torch.enable_grad():
+            torch.testing.assert_close(compiled(tensors), one.call(tensors))
+    gradients = [torch.autograd.grad(f(tensors)[0].sum(), list(tensors.values())) for f in (compiled, one.call)]
+    torch.testing.assert_close(*gradients)
+
+
+@one_each
+@best_kernel
+def test_autocast(one, name):
+    """All tensors take autocast's dtype, as a linear map's do, except float64; gradients keep the parameters' dtype."""
+
+    def y(leaves):
+        return as_tuple(one.call(unflat(leaves)))[0]
+
+    leaves = flat(one.tensors(torch.float32))
+    with kernel(name):
+        expected = y({leaf: tensor.detach().bfloat16() for leaf, tensor in leaves.items()})
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = y(leaves)
+        assert actual.dtype is torch.bfloat16
+        assert torch.equal(actual, expected)
+        gradients = torch.autograd.grad(actual.float().sum(), list(leaves.values()))
+        assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert y(flat(one.tensors(torch.float64))).dtype is torch.float64
+
+
+@one_each
+def test_torch_func(one):
+    """Transforms that a kernel's autograd.Function cannot follow go through the reference."""
+    leaves = {leaf: tensor.detach() for leaf, tensor in flat(one.tensors(torch.float32)).items()}
+    last = list(leaves)[-1]
+
+    def loss(weight, x):
+        return as_tuple(one.call(unflat({**leaves, last: weight, "x": x})))[0].square().sum()
+
+    weight, x = leaves[last], leaves["x"]
+    gradient = torch.func.grad(loss)(weight, x)
+    leaf = weight.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(leaf, x), leaf)[0])
+    per_row = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x[:, None])
+    torch.testing.assert_close(per_row.sum(0), gradient)
+    _, tangent = torch.func.jvp(loss, (weight, x), (torch.ones_like(weight), torch.zeros_like(x)))
+    torch.testing.assert_close(tangent, gradient.sum())
+
+
+class Holding(torch.nn.Module):
+    """A case's weights as parameters."""
+
+    def __init__(self, one):
+        super().__init__()
+        leaves = flat(one.tensors(torch.float32))
+        leaves.pop("x")
+        self.one, self.names, self.weights = one, list(leaves), torch.nn.ParameterList(leaves.values())
+
+    def forward(self, x):
+        return self.one.call(unflat({"x": x, **dict(zip(self.names, self.weights, strict=True))}))
+
+
+@one_each
+@best_kernel
+def test_export(one, name):
+    model = Holding(one)
+    with kernel(name):
+        exported = torch.export.export(model, (torch.randn(6, 5),), dynamic_shapes=({0: torch.export.Dim("n")},))
+        x = torch.randn(11, 5)
+        torch.testing.assert_close(exported.module()(x), model(x))
+    called = {str(node.target) for node in exported.graph.nodes if "fastnest" in str(node.target)}
+    assert called == (set() if name == "reference" else {f"fastnest.{one.op}_forward.default"})
+
+
+@one_each
+@best_kernel
+def test_expanded_gradient(one, name):
+    """The gradient that sum() hands down is one number with strides 0."""
+
+    def gradients(name):
+        leaves = flat(one.tensors(torch.float32))
+        with kernel(name):
+            loss = sum(out.sum() for out in as_tuple(one.call(unflat(leaves))))
+            return torch.autograd.grad(loss, list(leaves.values()))
+
+    torch.testing.assert_close(gradients(name), gradients("reference"))
+
+
+@one_each
+def test_flops_and_bytes(one):
+    """By torch's counter of the reference's linear maps, and by the tensors themselves."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tensors = one.tensors(torch.float32)
+    with kernel("reference"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        y = as_tuple(one.call(tensors))[0]
+    assert flops(one) == counter.get_total_flops()
+    assert bytes_moved(one, torch.float32) == sum(t.nbytes for t in (y, *flat(tensors).values()))
+
+
+@best_kernel
+def test_forced_backend_says_so(name):
+    with kernel(name), fastnest._backend.logging_choices() as log:
+        for one in ONE_EACH:
+            one.call(one.tensors(torch.float32))
+    assert [(choice.op, choice.backend) for choice in log] == [(op, name.split()[0]) for op in OPS]
