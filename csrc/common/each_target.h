@@ -4,6 +4,7 @@
 #error "define FASTNEST_KERNEL before including each_target.h"
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 

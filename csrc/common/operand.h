@@ -31,6 +31,46 @@ static const float* as_operand(const float* tile, int features, int vectors, flo
   return packed;
 }
 
+// operand = f(scale x + shift) for some features of a tile.
+template <class Number>
+static const float* prepare(Activation f, const float* x, const float* scale, const float* shift, int features,
+                            int vectors, float* operand) {
+  if (f == Activation::kIdentity && !scale) return as_operand<Number>(x, features, vectors, operand);
+  with_activation(f, [&](auto kind) {
+    for (int i = 0; i < features; ++i)
+      for (int c = 0; c < vectors; ++c) {
+        Vec u = load(x + i * kTileRows + c * kLanes);
+        if (scale) u = fma(u, broadcast(scale[i]), broadcast(shift[i]));
+        store(operand + i * kTileRows + c * kLanes, activate<decltype(kind)::value>(u));
+      }
+  });
+  return as_operand<Number>(operand, features, vectors, operand);
+}
+
+// z += bias, rounded as a tensor of T would be.
+template <class T>
+static void add_bias(float* z, const T* bias, int features, int vectors) {
+  for (int i = 0; i < features; ++i) {
+    const Vec b = broadcast(bias ? to_float(bias[i]) : 0.0f);
+    for (int c = 0; c < vectors; ++c) {
+      float* p = z + i * kTileRows + c * kLanes;
+      store(p, round_to<T>(load(p) + b));
+    }
+  }
+}
+
+// z -> act(z), rounded likewise.
+template <class T>
+static void activate_tile(Activation kind, float* z, int features, int vectors) {
+  with_activation(kind, [&](auto tag) {
+    for (int i = 0; i < features; ++i)
+      for (int c = 0; c < vectors; ++c) {
+        float* p = z + i * kTileRows + c * kLanes;
+        store(p, round_to<T>(activate<decltype(tag)::value>(load(p))));
+      }
+  });
+}
+
 // Floats that packing a matrix of rows x columns takes, in either direction.
 constexpr int64_t packed_floats(int64_t rows, int64_t columns) {
   return (rows + 2 * kLanes) * (columns + 2 * kLanes);
@@ -68,4 +108,17 @@ static Weights as_transposed_weights(const T* w, int64_t stride, int rows, int c
                          kBlockRows * sizeof(float));
     }
   return {reinterpret_cast<const char*>(scratch), 4 * kBlockRows, (int64_t)4 * kBlockRows * steps, true};
+}
+
+// Calls work(element, number): the tensors' element type and what the products are made of. Pairs of bfloat16 need
+// every inner size even.
+template <class Work>
+static auto with_types(Element element, bool even, Work&& work) {
+  switch (element) {
+    case Element::kBFloat16:
+      if (kHasBf16Dot && even) return work(BFloat16{}, Bf16Pair{});
+      return work(BFloat16{}, Float32{});
+    case Element::kFloat16: return work(Half{}, Float32{});
+    default: return work(float{}, Float32{});
+  }
 }

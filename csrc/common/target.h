@@ -4,3 +4,4 @@
 #include "common/tile.h"
 #include "common/gemm.h"
 #include "common/operand.h"
+#include "common/gradient.h"

@@ -51,6 +51,12 @@ constexpr int kPrefetch = 256;  // bytes ahead in every row: rows are short piec
 
 constexpr int vectors_for(int rows) { return (rows + kLanes - 1) / kLanes; }
 
+// Rows of a group of `rows` that fall in one of its tiles.
+FASTNEST_INLINE int rows_of_tile(int rows, int tile) {
+  const int rest = rows - tile * kTileRows;
+  return rest < kTileRows ? rest : kTileRows;
+}
+
 // One block of kLanes x kLanes; kWhole where none of it lies beyond the tensor.
 template <bool kWhole, class T>
 FASTNEST_INLINE void read_block(const T* source, int64_t stride, int rows, int features, float* tile) {
@@ -100,4 +106,11 @@ static __attribute__((noinline)) void write_tile(const float* tile, int rows, in
       if (row + kLanes <= rows && feature + kLanes <= features) write_block<true>(from, 0, 0, to, stride);
       else write_block<false>(from, rows - row, features - feature, to, stride);
     }
+}
+
+// The same with every row beyond the tensor's set to zero, to the end of the tile.
+template <class T>
+static void read_whole_tile(const T* source, int64_t stride, int rows, int features, float* tile) {
+  if (rows + kLanes <= kTileRows) __builtin_memset(tile, 0, sizeof(float) * features * kTileRows);
+  read_tile(source, stride, rows, features, tile);
 }

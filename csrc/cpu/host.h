@@ -16,6 +16,7 @@
 #include "common/activation_kind.h"
 #include "common/element.h"
 #include "common/lockstep.h"
+#include "common/share.h"
 
 namespace fastnest {
 
@@ -54,9 +55,49 @@ void in_ranges(int64_t count, const Work& work) {
   if (count > 0) torch::stable::parallel_for(0, count, 1 << 15, work);
 }
 
+constexpr int64_t kTileRows = 48;
+constexpr int64_t kVectorRows = 16;
+constexpr int64_t kStreamFloats = 400'000;  // of a group of tiles: it stays in second-level cache, weights pass once a group
+constexpr int64_t kMostTiles = 4;
+constexpr int64_t kSlice = 128;
+
+// n rows of `width` features to the threads where each gets `enough` of them; else they share every row's width.
+inline std::vector<Share> shares_of(int64_t n, int64_t width, int64_t enough) {
+  const int64_t threads = torch::stable::get_num_threads(), groups = ceil_div(n, kVectorRows);
+  const int64_t most = std::clamp<int64_t>(kStreamFloats / (width * kTileRows), 1, kMostTiles);
+  const int64_t slice = std::min(kSlice, ceil_div(width, 16) * 16);
+  const auto share = [](int64_t begin, int64_t end, int64_t tiles, int64_t parts, int64_t part_slice) {
+    return Share{begin, end, static_cast<int>(tiles), static_cast<int>(parts), static_cast<int>(part_slice)};
+  };
+  if (n < enough * threads || threads == 1) {
+    const int64_t parts = std::clamp<int64_t>(width / 64, 1, threads);
+    return {share(0, n, std::min(most * parts, ceil_div(n, kTileRows)), parts,
+                  std::min(slice, ceil_div(ceil_div(width, parts), 16) * 16))};
+  }
+  const int64_t rounds = ceil_div(groups * kVectorRows, threads * most * kTileRows);
+  const int64_t rows = ceil_div(groups, threads * rounds) * kVectorRows;
+  std::vector<Share> shares;
+  for (int64_t begin = 0; begin < n; begin += rows)
+    shares.push_back(share(begin, std::min(n, begin + rows), ceil_div(rows, kTileRows), 1, slice));
+  return shares;
+}
+
+// The same for a backward, where a thread keeps its sums over all of its rows: at most one share a thread.
+inline std::vector<Share> one_share_a_thread(int64_t n, int64_t width, int64_t enough) {
+  std::vector<Share> shares = shares_of(n, width, enough);
+  const int64_t threads = torch::stable::get_num_threads();
+  if (static_cast<int64_t>(shares.size()) <= threads) return shares;
+  const Share first = shares[0];
+  const int64_t rows = ceil_div(static_cast<int64_t>(shares.size()), threads) * (first.end - first.begin);
+  shares.clear();
+  for (int64_t begin = 0; begin < n; begin += rows)
+    shares.push_back({begin, std::min(n, begin + rows), first.tiles, 1, first.slice});
+  return shares;
+}
+
 // Runs every share: one share by all the threads in lockstep, many shares each by whichever thread is free.
 // scratch_floats(share) sizes a share's scratch memory; run(share, scratch, team, member) does the work.
-template <class Share, class Size, class Run>
+template <class Size, class Run>
 void run_shares(const std::vector<Share>& shares, const Size& scratch_floats, const Run& run) {
   if (shares.empty()) return;
   const int64_t workers =
@@ -77,6 +118,27 @@ void run_shares(const std::vector<Share>& shares, const Size& scratch_floats, co
         run(shares[i], memory + worker * each, alone, 0);
       }
     }
+  });
+}
+
+// Runs every share with sums of its own, adds these up in the order of the shares, and has finish(sums, i) read the
+// total for every i < blocks.
+template <class Size, class Run, class Finish>
+void run_with_sums(const std::vector<Share>& shares, int64_t sums_floats, const Size& scratch_floats, const Run& run,
+                   int64_t blocks, const Finish& finish) {
+  const int64_t sets = std::max<int64_t>(shares.size(), 1);
+  Tensor sums = empty({sets * sums_floats}, ScalarType::Float);
+  float* const memory = sums.mutable_data_ptr<float>();
+  in_ranges(sets * sums_floats, [&](int64_t begin, int64_t end) { std::fill(memory + begin, memory + end, 0.0f); });
+  run_shares(shares, scratch_floats, [&](const Share& share, float* scratch, Lockstep& team, int member) {
+    run(share, scratch, memory + (&share - shares.data()) * sums_floats, team, member);
+  });
+  in_ranges(sums_floats, [&](int64_t begin, int64_t end) {
+    for (int64_t set = 1; set < sets; ++set)
+      for (int64_t i = begin; i < end; ++i) memory[i] += memory[set * sums_floats + i];
+  });
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) finish(memory, i);
   });
 }
 

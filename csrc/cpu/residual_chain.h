@@ -5,6 +5,7 @@
 
 #include "common/activation_kind.h"
 #include "common/element.h"
+#include "common/share.h"
 
 namespace fastnest {
 
@@ -46,14 +47,6 @@ struct ResidualBackward {
 
 struct ResidualGradients {  // of the parameters, shaped like them; null where absent
   void *ddown, *ddown_bias, *dmid, *dmid_bias, *dup, *dscale, *dshift;
-};
-
-// A team works on rows [begin, end), `tiles` row tiles at a time, its members each on a part of the width.
-struct Share {
-  int64_t begin, end;
-  int tiles;
-  int parts;
-  int slice;  // features that stay in the first-level cache between two products
 };
 
 }  // namespace fastnest

@@ -11,7 +11,7 @@ struct ResidualSums {
   float *dscale, *dshift;              // [l, m]
   int64_t floats;
 
-  static int columns(const ResidualChain& chain) { return ((int)chain.k + kLanes - 1) / kLanes * kLanes; }
+  static int columns(const ResidualChain& chain) { return whole_vectors(chain.k); }
 
   ResidualSums(const ResidualChain& chain, float* memory) {
     const int64_t wide = columns(chain);
@@ -66,27 +66,6 @@ struct AddThroughRelu {
       }
   }
 };
-
-// A float32 tile as the two operands of outer_product. Left: [feature][row lanes].
-template <class Number>
-static const float* as_left(const float* tile, int features, float* packed) {
-  if constexpr (Number::kPerLane == 1) return tile;
-  for (int f = 0; f < features; ++f)
-    for (int c = 0; c < kTileRows; c += kLanes)
-      store(reinterpret_cast<BFloat16*>(packed + f * kTileRows / 2) + c, load(tile + f * kTileRows + c));
-  return packed;
-}
-
-// Right: [row lanes][feature], the features filled up with zeros to whole vectors.
-template <class Number>
-static void as_right(const float* tile, int features, int columns, float* rows) {
-  __builtin_memset(rows, 0, sizeof(float) * kTileRows * columns);
-  write_tile(tile, kTileRows, features, rows, columns);
-  if constexpr (Number::kPerLane == 2)
-    for (int r = 0; r < kTileRows; r += 2)
-      for (int c = 0; c < columns; c += kLanes)
-        store(rows + r / 2 * columns + c, pack_bf16(load(rows + r * columns + c), load(rows + (r + 1) * columns + c)));
-}
 
 template <class T, class Number>
 struct BackwardSweep {
@@ -146,9 +125,6 @@ struct BackwardSweep {
   }
 
   float* sums_of(int64_t block, int part) const { return sums + part * layout.sums + block % 2 * (layout.sums / 2); }
-  static int rows_of_tile(int rows, int tile) {
-    return rows - tile * kTileRows < kTileRows ? rows - tile * kTileRows : kTileRows;
-  }
   const T* kept(int64_t row, int64_t block, int layer) const {
     return static_cast<const T*>(io.hidden) + ((row * chain.l + block) * chain.layers() + layer) * k;
   }
@@ -182,32 +158,11 @@ struct BackwardSweep {
 
   // act(h), and multiplies gradient by act'(h), for what the forward kept of one layer; rows beyond the tensor are 0.
   void load_layer(int64_t row, int rows, int64_t block, int layer, float* value, float* gradient) const {
-    read_tile(kept(row, block, layer), chain.l * chain.layers() * k, rows, k, value);
-    for (int c = vectors_for(rows) * kLanes; c < kTileRows; c += kLanes)
-      for (int j = 0; j < k; ++j) store(value + j * kTileRows + c, Vec{});
-    multiply_by_derivative(value, value, gradient);
+    read_whole_tile(kept(row, block, layer), chain.l * chain.layers() * k, rows, k, value);
+    multiply_by_derivative<T>(chain.activation, value, k, value, gradient);
   }
 
   static constexpr bool kReuse = Number::kPerLane == 1;
-
-  void multiply_by_derivative(const float* kept, float* value, float* gradient) const {
-    with_activation(chain.activation, [&](auto kind) {
-      constexpr Activation kKind = decltype(kind)::value;
-      if (idempotent(kKind) && !gradient) return;
-      for (int j = 0; j < k * kTileRows; j += kLanes) {
-        const auto both = value_and_derivative<kKind>(load(kept + j));
-        if (value) store(value + j, idempotent(kKind) ? both.value : round_to<T>(both.value));
-        if (gradient) store(gradient + j, multiply_gradient<kKind>(load(gradient + j), both.derivative));
-      }
-    });
-  }
-
-  // relu's derivative selects: a masked gradient is 0 even where it is not finite.
-  template <Activation kKind>
-  FASTNEST_INLINE Vec multiply_gradient(Vec gradient, Vec derivative) {
-    if constexpr (kKind == Activation::kRelu) return derivative == Vec{} ? Vec{} : gradient;
-    return gradient * derivative;
-  }
 
   // dz of a block from the sums of up^T g over the parts and from the features' own gradient, through the mid layer.
   void finish_features(int64_t begin, int rows, int64_t block, int part, const Own& o) const {
@@ -218,9 +173,7 @@ struct BackwardSweep {
       float* const right = left + size;
       float* const dz_rows = o.dz_rows + (int64_t)t * kTileRows * columns;
       if (io.dfeatures) {
-        read_tile(static_cast<const T*>(io.dfeatures) + (row * chain.l + block) * k, chain.l * k, tile_rows, k, dv);
-        for (int c = vectors_for(tile_rows) * kLanes; c < kTileRows; c += kLanes)
-          for (int j = 0; j < k; ++j) store(dv + j * kTileRows + c, Vec{});
+        read_whole_tile(static_cast<const T*>(io.dfeatures) + (row * chain.l + block) * k, chain.l * k, tile_rows, k, dv);
       } else {
         __builtin_memset(dv, 0, size * sizeof(float));
       }
@@ -228,15 +181,15 @@ struct BackwardSweep {
         for (int j = 0; j < size; j += kLanes)
           store(dv + j, load(dv + j) + load(sums_of(block, 0) + other * layout.sums + at + j));
       if (kReuse && idempotent(chain.activation) && block < chain.ups)  // v is its own record, and still there
-        multiply_by_derivative(o.v + at, nullptr, dv);
+        multiply_by_derivative<T>(chain.activation, o.v + at, k, nullptr, dv);
       else
         load_layer(row, tile_rows, block, chain.layers() - 1, value, dv);
       if (chain.mid) {
         load_layer(row, tile_rows, block, 0, value, nullptr);
         if (part == 0) {
-          add_rows(dv, into.dmid_bias + block * k);
+          add_row_sums(dv, k, into.dmid_bias + block * k);
           as_right<Number>(value, k, columns, right);
-          add_outer(as_left<Number>(dv, k, left), 0, right, 0, 1, into.dmid + block * k * columns, k);
+          add_outer<Number>(as_left<Number>(dv, k, left), 0, right, 0, 1, columns, into.dmid + block * k * columns, k);
         }
         const float* operand = as_operand<Number>(dv, k, vectors, pairs);
         const T* mid = static_cast<const T*>(chain.mid) + block * k * k;
@@ -245,31 +198,10 @@ struct BackwardSweep {
         __builtin_memcpy(dv, left, size * sizeof(float));
         load_layer(row, tile_rows, block, 0, value, dv);
       }
-      if (part == 0) add_rows(dv, into.ddown_bias + block * k);
+      if (part == 0) add_row_sums(dv, k, into.ddown_bias + block * k);
       as_right<Number>(dv, k, columns, dz_rows);
       if (as_operand<Number>(dv, k, vectors, o.dz + at) == dv) __builtin_memcpy(o.dz + at, dv, size * sizeof(float));
     }
-  }
-
-  void add_rows(const float* tile, float* to) const {
-    for (int j = 0; j < k; ++j) {
-      Vec total{};
-      for (int c = 0; c < kTileRows; c += kLanes) total += load(tile + j * kTileRows + c);
-      to[j] += sum(total);
-    }
-  }
-
-  // to[feature][columns] += sum over the rows of all tiles.
-  static constexpr int kRightFloats = 6 * 1024;  // of the right operand, read again for each few features: half of L1
-
-  void add_outer(const float* left, int64_t left_tile, const float* right, int64_t right_tile, int count, float* to,
-                 int features) const {
-    constexpr int kSteps = kTileRows / Number::kPerLane;
-    const int fit = kRightFloats / (kTileRows * columns) > 0 ? kRightFloats / (kTileRows * columns) : 1;
-    for (int t = 0; t < count; t += fit)
-      outer_product<Number>({left + t * left_tile, right + t * right_tile, left_tile, right_tile, kSteps,
-                             count - t < fit ? count - t : fit, kSteps, columns},
-                            features, to);
   }
 
   void sweep_slice(int64_t begin, int rows, int64_t i, int s, int part, const Own& o) const {
@@ -297,8 +229,8 @@ struct BackwardSweep {
                                    scale, shift, o.a + t * slice_tile, o.a + tiles * slice_tile);
         if (a == x + place && t == 0) left = a, left_tile = (int64_t)m * kTileRows;
       }
-      add_outer(left, left_tile, o.dz_rows, (int64_t)kTileRows * columns, count, into.ddown + (i * m + at) * columns,
-                features);
+      add_outer<Number>(left, left_tile, o.dz_rows, (int64_t)kTileRows * columns, count, columns,
+                        into.ddown + (i * m + at) * columns, features);
     }
     if (starts) start_block(begin, rows, i - 1, s, part, o);
     if (i == 0)
@@ -313,14 +245,14 @@ struct BackwardSweep {
       const int tile_rows = rows_of_tile(rows, t);
       const int64_t row = begin + t * kTileRows, place = ((int64_t)t * m + at) * kTileRows;
       const int size = features * kTileRows;
-      if (tile_rows < kTileRows) __builtin_memset(x + place, 0, size * sizeof(float));
-      if (tile_rows < kTileRows || !io.dy) __builtin_memset(g + place, 0, size * sizeof(float));
       if (chain.ups == 0)
-        read_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features, x + place);
+        read_whole_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features, x + place);
       else
-        read_tile(io.stream + row * m + at, m, tile_rows, features, x + place);
+        read_whole_tile(io.stream + row * m + at, m, tile_rows, features, x + place);
       if (io.dy)
-        read_tile(static_cast<const T*>(io.dy) + row * io.dy_stride + at, io.dy_stride, tile_rows, features, g + place);
+        read_whole_tile(static_cast<const T*>(io.dy) + row * io.dy_stride + at, io.dy_stride, tile_rows, features, g + place);
+      else
+        __builtin_memset(g + place, 0, size * sizeof(float));
       Vec zero{};
       for (int j = 0; j < size; j += kLanes) zero += load(x + place + j) * 0.0f;  // not 0 after an Inf or a NaN
       exact[t * ((m + slice - 1) / slice) + s] = sum(zero) == 0.0f ? 0.0f : 1.0f;
@@ -345,25 +277,8 @@ struct BackwardSweep {
     }
     float* const value = work + slice * kTileRows;
     row_product<Number>(down, dz, features, steps, kVectors, StoreTile<false>{work});
-    with_activation(f, [&](auto kind) {
-      constexpr Activation kKind = decltype(kind)::value;
-      for (int j = 0; j < features; ++j) {
-        Vec dscale{}, dshift{};
-        for (int c = 0; c < kTileRows; c += kLanes) {
-          const int p = j * kTileRows + c;
-          Vec u = load(x + p);
-          if (scale) u = fma(u, broadcast(scale[j]), broadcast(shift[j]));
-          const Vec output = activate<kKind>(u);
-          const auto both = value_and_derivative<kKind>(idempotent(kKind) ? output : u);
-          const Vec du = multiply_gradient<kKind>(load(work + p), both.derivative);
-          store(value + p, output);
-          store(g + p, load(g + p) + (scale ? du * broadcast(scale[j]) : du));
-          dscale = fma(du, load(x + p), dscale);
-          dshift += du;
-        }
-        if (scale) into.dscale[feature + j] += sum(dscale), into.dshift[feature + j] += sum(dshift);
-      }
-    });
+    pull_back(f, x, work, scale, shift, features, g, value, scale ? into.dscale + feature : nullptr,
+              scale ? into.dshift + feature : nullptr);
     if (as_left<Number>(value, features, a) == value) __builtin_memcpy(a, value, size * sizeof(float));
     return a;
   }
@@ -392,8 +307,8 @@ struct BackwardSweep {
                             Subtract{stream});
     }
     const bool as_is = Number::kPerLane == 1;
-    add_outer(as_is ? g + at * kTileRows : o.a, as_is ? tile : slice_tile, o.v_rows, (int64_t)kTileRows * columns, count,
-              into.dup + (block * m + at) * columns, features);
+    add_outer<Number>(as_is ? g + at * kTileRows : o.a, as_is ? tile : slice_tile, o.v_rows,
+                      (int64_t)kTileRows * columns, count, columns, into.dup + (block * m + at) * columns, features);
   }
 
   // x before a block from x_0 on, as the forward added it up: exact where subtracting is not (Inf, NaN).
@@ -428,36 +343,16 @@ static void residual_backward(const ResidualChain& chain, const ResidualBackward
   });
 }
 
-// [rows][stride] float32 -> [rows][columns] of T.
-template <class T>
-static void write_matrix(const float* from, int64_t rows, int64_t columns, int64_t stride, void* out, int64_t at) {
-  T* to = static_cast<T*>(out) + at;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; j += kLanes)
-      store_first(to + i * columns + j, load(from + i * stride + j), columns - j);
-}
-
 // The sums of one block as gradients of its parameters.
 static void residual_gradients(const ResidualChain& chain, const float* sums, const ResidualGradients& out, int64_t block) {
   with_residual_types(chain, [&](auto element, auto) {
     using T = decltype(element);
     const ResidualSums from(chain, const_cast<float*>(sums));
     const int64_t m = chain.m, k = chain.k, wide = ResidualSums::columns(chain);
-    auto vector = [&](const float* values, int64_t count, void* to) {
-      if (!values || !to) return;
-      for (int64_t j = 0; j < count; ++j) static_cast<T*>(to)[block * count + j] = from_float<T>(values[block * count + j]);
+    const auto vector = [&](const float* values, int64_t count, void* to) {
+      if (values && to) write_matrix<T>(values + block * count, 1, count, count, to, block * count);
     };
-    for (int64_t i = 0; i < m; i += kLanes) {  // ddown is summed as its transpose
-      const int rows = m - i < kLanes ? m - i : kLanes;
-      for (int64_t j = 0; j < k; j += kLanes) {
-        Vec square[kLanes];
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) square[r] = r < rows ? load(from.ddown + (block * m + i + r) * wide + j) : Vec{};
-        transpose(square);
-        for (int c = 0; c < kLanes && j + c < k; ++c)
-          store_first(static_cast<T*>(out.ddown) + (block * k + j + c) * m + i, square[c], rows);
-      }
-    }
+    write_transpose<T>(from.ddown + block * m * wide, m, k, wide, out.ddown, block * k * m);
     if (block < chain.ups) write_matrix<T>(from.dup + block * m * wide, m, k, wide, out.dup, block * m * k);
     if (chain.mid) write_matrix<T>(from.dmid + block * k * wide, k, k, wide, out.dmid, block * k * k);
     vector(from.ddown_bias, k, out.ddown_bias);

@@ -33,22 +33,6 @@ struct AddAndPrepare {
   }
 };
 
-// operand = f(scale x + shift) for a slice of the stream.
-template <class Number>
-static const float* prepare(Activation f, const float* x, const float* scale, const float* shift, int features,
-                            int vectors, float* operand) {
-  if (f == Activation::kIdentity && !scale) return as_operand<Number>(x, features, vectors, operand);
-  with_activation(f, [&](auto kind) {
-    for (int i = 0; i < features; ++i)
-      for (int c = 0; c < vectors; ++c) {
-        Vec u = load(x + i * kTileRows + c * kLanes);
-        if (scale) u = fma(u, broadcast(scale[i]), broadcast(shift[i]));
-        store(operand + i * kTileRows + c * kLanes, activate<decltype(kind)::value>(u));
-      }
-  });
-  return as_operand<Number>(operand, features, vectors, operand);
-}
-
 template <class T, class Number>
 struct ForwardSweep {
   const ResidualChain& chain;
@@ -94,10 +78,6 @@ struct ForwardSweep {
   }
 
   float* sums_of(int64_t block, int part) const { return sums + part * layout.sums + block % 2 * (layout.sums / 2); }
-
-  static int rows_of_tile(int rows, int tile) {
-    return rows - tile * kTileRows < kTileRows ? rows - tile * kTileRows : kTileRows;
-  }
 
   void sweep_slice(int64_t begin, int rows, int64_t block, int at, int part) const {
     const int features = m - at < slice ? m - at : slice;
@@ -201,35 +181,16 @@ struct ForwardSweep {
     const bool keep = io.hidden && mine, keep_output = idempotent(chain.activation);
     T* const kept = static_cast<T*>(io.hidden) + ((row * chain.l + block) * chain.layers() + layer) * k;
     const int64_t stride = chain.l * chain.layers() * k;
-    for (int i = 0; i < k; ++i) {
-      const Vec bias = broadcast(biases ? to_float(static_cast<const T*>(biases)[block * k + i]) : 0.0f);
-      for (int c = 0; c < vectors; ++c) {
-        float* p = z + i * kTileRows + c * kLanes;
-        store(p, round_to<T>(load(p) + bias));
-      }
-    }
+    add_bias(z, biases ? static_cast<const T*>(biases) + block * k : nullptr, k, vectors);
     if (keep && !keep_output) write_tile(z, rows, k, kept, stride);
-    with_activation(chain.activation, [&](auto kind) {
-      for (int i = 0; i < k; ++i)
-        for (int c = 0; c < vectors; ++c) {
-          float* p = z + i * kTileRows + c * kLanes;
-          store(p, round_to<T>(activate<decltype(kind)::value>(load(p))));
-        }
-    });
+    activate_tile<T>(chain.activation, z, k, vectors);
     if (keep && keep_output) write_tile(z, rows, k, kept, stride);
   }
 };
 
 template <class Work>
 static auto with_residual_types(const ResidualChain& chain, Work&& work) {
-  const bool pairs = kHasBf16Dot && chain.m % 2 == 0 && chain.k % 2 == 0;
-  switch (chain.element) {
-    case Element::kBFloat16:
-      if (pairs) return work(BFloat16{}, Bf16Pair{});
-      return work(BFloat16{}, Float32{});
-    case Element::kFloat16: return work(Half{}, Float32{});
-    default: return work(float{}, Float32{});
-  }
+  return with_types(chain.element, chain.m % 2 == 0 && chain.k % 2 == 0, work);
 }
 
 static int64_t residual_forward_scratch(const ResidualChain& chain, const Share& share) {

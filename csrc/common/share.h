@@ -1,0 +1,16 @@
+// How an op's rows are shared among threads.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnest {
+
+// A team works on rows [begin, end), `tiles` row tiles at a time, its members each on a part of the width.
+struct Share {
+  int64_t begin, end;
+  int tiles;
+  int parts;
+  int slice;  // features that stay in the first-level cache between two products
+};
+
+}  // namespace fastnest

@@ -1,0 +1,2 @@
+#include "cpu/dense_chain_forward.h"
+#include "cpu/dense_chain_backward.h"
