@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..functional import dense_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
-from .sizes import check_features, check_options, check_size, check_sizes
+from .sizes import check_features, check_options, check_rows, check_size, check_sizes
 
 
 def _tensors(parameters: torch.nn.ParameterList | None) -> list[Tensor]:
@@ -129,6 +129,8 @@ class DenseChain(torch.nn.Module):
         return folded, [t.to(weight[0].dtype) for t in shift]
 
     def _with_batch_statistics(self, x: Tensor) -> Tensor:
+        check_rows("DenseChain", x, self.in_features)
+
         def activated(values: Tensor, norm: ChainNorm, i: int) -> Tensor:
             return activate(self.activation, norm(values, i))
 
@@ -174,6 +176,7 @@ class DenseGrowth(torch.nn.Module):
         self.block = Q
 
     def forward(self, x: Tensor) -> Tensor:
+        check_rows("DenseGrowth", x, self.in_features)
         q = self.block(x)
         check_features("DenseGrowth", "Q", q, x.shape[0], self.growth)
         return torch.cat([x, q], 1)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ..functional import residual_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
-from .sizes import check_features, check_options, check_size
+from .sizes import check_features, check_options, check_rows, check_size
 
 
 class ResidualChain(torch.nn.Module):
@@ -126,6 +126,7 @@ class ResidualChain(torch.nn.Module):
         return (weight * scale[:, :, None]).to(weight.dtype), shift.to(weight.dtype)
 
     def _with_batch_statistics(self, x: Tensor, return_features: bool) -> Tensor | tuple[Tensor, Tensor]:
+        check_rows(type(self).__name__, x, self.width)
         downs, ups = self.down.unbind(0), self.up.unbind(0)
         mids = None if self.mid is None else self.mid.unbind(0)
         features = []
@@ -183,6 +184,7 @@ class Residual(torch.nn.Module):
             torch.nn.init.normal_(self.up, std=(self.features * branches) ** -0.5)
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        check_rows("Residual", x, self.width)
         v = self.block(x)
         check_features("Residual", "G", v, x.shape[0], self.features)
         y = x if self.up is None else x + F.linear(v, self.up)

@@ -33,6 +33,14 @@ def check_options(module: str, activation: Any, norm: Any) -> None:
         raise ValueError(f"{module}: norm must be None or 'batch', got {norm!r}")
 
 
+def check_rows(module: str, x: Any, features: int) -> None:
+    """x, what a module is called with, is a tensor [n, features]."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{module}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() != 2 or x.shape[1] != features:
+        raise ValueError(f"{module}: x must be [n, {features}], got x {list(x.shape)}")
+
+
 def check_features(module: str, name: str, values: Any, rows: int, features: int) -> None:
     """values, which an arbitrary inner module returned, is a tensor [rows, features]."""
     if not isinstance(values, torch.Tensor):
