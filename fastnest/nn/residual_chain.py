@@ -70,6 +70,7 @@ class ResidualChain(torch.nn.Module):
         self.mid = parameter(l, k, k, present=mid)
         self.mid_bias = parameter(l, k, present=mid and bias)
         self.up = parameter(l if last_up else l - 1, m, k)
+        self.up.requires_grad_(self.up.numel() > 0)  # DDP waits for the gradient of every parameter that wants one
         self.width_norm = batch_norm(m, present=pre_activation)
         self.down_norm = batch_norm(k)
         self.mid_norm = batch_norm(k, present=mid)

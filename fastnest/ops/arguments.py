@@ -60,6 +60,8 @@ def raise_misfit(op: str, x: Tensor, wanted: tuple[str, Tensor, tuple[int, ...]]
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast wants for tensors on x's device, or None where it is off."""
     device = "cpu" if x.is_cpu else x.device.type
+    if device != "cpu" and not torch.amp.is_autocast_available(device):  # meta, say, where asking on is an error
+        return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
