@@ -39,7 +39,8 @@ def cases(full: bool, only: str = "") -> list[contest.Case]:
 
 
 def problem(case: contest.Case) -> contest.Problem:
-    return next(module for module in FILES.values() if case.subject in module.SUBJECTS).problem(case)
+    built = next(module for module in FILES.values() if case.subject in module.SUBJECTS).problem(case)
+    return contest.step_off_kinks(built) if case.mode == "train" else built
 
 
 def condition_of(environment: dict[str, str], condition: str, folder: Path) -> dict[str, str] | None:

@@ -30,14 +30,6 @@ class Dataset:
     def is_classification(self) -> bool:
         return self.scale is None
 
-    def double(self) -> "Dataset":
-        """The same rows in float64."""
-        tensors = {name: value.double() if value.is_floating_point() else value for name, value in self._tensors()}
-        return Dataset(name=self.name, outputs=self.outputs, scale=self.scale, **tensors)
-
-    def _tensors(self):
-        return [(name, getattr(self, name)) for name in ("x", "y", "x_held_out", "y_held_out")]
-
     def __str__(self) -> str:
         kind = f"{self.outputs} classes" if self.is_classification else f"regression of {self.outputs} values"
         rows = f"{len(self.x)} training and {len(self.x_held_out)} held-out rows of {self.x.shape[1]}"
