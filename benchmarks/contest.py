@@ -64,7 +64,8 @@ class _NearestKink(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default):
             magnitude = args[0].abs()
-            share = magnitude.amin(1) / magnitude.amax(1)
+            # Exactly 0 is a constant input (a blank pixel), which no rounding moves to either side.
+            share = magnitude.where(magnitude > 0, torch.inf).amin(1) / magnitude.amax(1)
             self.rows = share if self.rows is None else torch.minimum(self.rows, share)
         return function(*args, **(kwargs or {}))
 
@@ -148,8 +149,8 @@ def expected(problem: Problem, case: Case, dy: Tensor) -> list[Tensor]:
 def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[str, float]:
     """Greatest error of every contestant against float64, in units of each tensor's greatest magnitude.
 
-    Raises AssertionError where fastnest is worse than twice the plain form in that dtype plus a few ulp: no speed is
-    reported then. A peer is held to 16 times, which tells another computation from another rounding.
+    Raises AssertionError where fastnest is worse than twice the worst of the plain form in that dtype plus a few ulp: no
+    speed is reported then. A peer is held to 16 times, which tells another computation from another rounding.
     """
     truth = expected(problem, case, dy)
     scale = [float(t.abs().max()) or 1.0 for t in truth]
@@ -161,12 +162,11 @@ def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[
         tensors = [result] if case.mode == "forward" else collect(result)
         found[name] = [float((a.double() - b).abs().max()) / s for a, b, s in zip(tensors, truth, scale, strict=True)]
     for name, worst in found.items():
-        factor = 2 if name == "fastnest" else 16
-        for index, (error, plain) in enumerate(zip(worst, found["eager"], strict=True)):
-            if not error <= factor * plain + ULPS * ulp:
+        bound = (2 if name == "fastnest" else 16) * max(found["eager"]) + ULPS * ulp
+        for index, error in enumerate(worst):
+            if not error <= bound:
                 raise AssertionError(
-                    f"{case.name}: {name} is off by {error:.2e} of the largest value in result {index}, "
-                    f"plain torch by {plain:.2e}"
+                    f"{case.name}: {name} is off by {error:.2e} of the largest value in result {index}, bound {bound:.2e}"
                 )
     return {name: max(worst) for name, worst in found.items()}
 

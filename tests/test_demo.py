@@ -27,7 +27,7 @@ def test_unequal_is_reported(capsys):
     trained = run.train("resnest", data.load("diabetes"), epochs=1)
     trained.fits.setdefault("cpp", trained.fits["reference"])
     trained.scores.setdefault("cpp", trained.scores["reference"])
-    trained.error, trained.bound = 2e-6, 1e-6
+    trained.error, trained.plain = 2e-6, 1e-7
     assert not run.report(trained)
     assert "NOT EQUAL" in capsys.readouterr().out
 
