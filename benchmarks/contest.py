@@ -149,8 +149,8 @@ def expected(problem: Problem, case: Case, dy: Tensor) -> list[Tensor]:
 def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[str, float]:
     """Greatest error of every contestant against float64, in units of each tensor's greatest magnitude.
 
-    Raises AssertionError where fastnest is worse than twice the worst of the plain form in that dtype plus a few ulp: no
-    speed is reported then. A peer is held to 16 times, which tells another computation from another rounding.
+    Raises AssertionError where fastnest is worse than twice the worst of the plain form in that dtype plus a few ulp:
+    no speed is reported then. A peer is held to 16 times, which tells another computation from another rounding.
     """
     truth = expected(problem, case, dy)
     scale = [float(t.abs().max()) or 1.0 for t in truth]
@@ -165,9 +165,8 @@ def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[
         bound = (2 if name == "fastnest" else 16) * max(found["eager"]) + ULPS * ulp
         for index, error in enumerate(worst):
             if not error <= bound:
-                raise AssertionError(
-                    f"{case.name}: {name} is off by {error:.2e} of the largest value in result {index}, bound {bound:.2e}"
-                )
+                where = f"{case.name}, result {index}"
+                raise AssertionError(f"{where}: {name} is off by {error:.2e} of the largest value, bound {bound:.2e}")
     return {name: max(worst) for name, worst in found.items()}
 
 
