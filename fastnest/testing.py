@@ -70,7 +70,7 @@ class Case:
             if name == "x":
                 values[1::3, ::2] = 0
             elif len(shape) > 1 and name != "scale" and not name.endswith(("bias", "shift")):
-                values *= 1.4 / math.sqrt(shape[-1])
+                values *= 1.4 / math.sqrt(shape[-1] * (self.sizes["l"] if name == "up" else 1))
             else:
                 values = values * 0.3 + (name == "scale")
             values = values.to(dtype).to(compute or dtype)
@@ -139,6 +139,7 @@ def _residual_chain_cases() -> Iterator[Case]:
         yield case(50, 40, 17, 2, (), layout)
     yield case(5, 1030, 48, 3)  # few wide rows: threads share a row
     yield case(700, 257, 33, 3)  # many rows: more than one tile a thread
+    yield case(20000, 24, 8, 2)  # long sums in the weights' gradients
 
 
 def _dense_chain_cases() -> Iterator[Case]:
@@ -162,6 +163,7 @@ def _dense_chain_cases() -> Iterator[Case]:
         yield case(50, 40, (17, 5), (20, 3), (), layout)
     yield case(5, 1030, (48, 32))
     yield case(700, 100, (32, 33), (128, 65))
+    yield case(20000, 20, (8, 8))
 
 
 def _small_residual_chain_cases() -> Iterator[Case]:

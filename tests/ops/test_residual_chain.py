@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from fastnest.functional import residual_chain
 from fastnest.ops.residual_chain import Inputs
 from fastnest.reference import residual_chain as reference
 from fastnest.reference.activation import ACTIVATIONS, second_moment
-from fastnest.testing import Case, flat, kernel, kernels, run, small_inputs
+from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, run, small_inputs
 
 SMALL = small_inputs("residual_chain")
 BEST = kernels()[:1]
@@ -142,10 +144,6 @@ def test_opcheck(dtype):
 @pytest.mark.parametrize("name", BEST)
 def test_deep(name):
     """256 blocks: the stream steps back through all of them without losing accuracy."""
-    from functools import partial
-
-    from fastnest.testing import assert_close, expect
-
     one = Case("residual_chain", {"n": 33, "m": 24, "k": 8, "l": 256}, ("mid", "mid_bias", "scale", "shift"))
     for dtype in (torch.float32, torch.bfloat16):
         assert_close(run(one, name, dtype=dtype), expect(partial(run, one, dtype=dtype)), dtype, repr(one))
