@@ -119,9 +119,10 @@ def _residual_chain_cases() -> Iterator[Case]:
     def case(n, m, k, l, absent=("mid", "mid_bias", "scale", "shift"), layout="contiguous", last_up=True, **options):
         return Case("residual_chain", {"n": n, "m": m, "k": k, "l": l}, absent, options, layout, last_up)
 
-    # Cycles of lengths without a common factor meet in every combination of two.
-    absent = cycle([("mid", "mid_bias", "scale", "shift"), ("mid", "mid_bias"), ("scale", "shift"), ()])
-    k, l, features = cycle([1, 5, 16, 33, 64, 100, 48]), cycle([1, 2, 5]), cycle([False, True, False, False, True])
+    # Cycles whose lengths share no factor with each other, nor with the 8 of n, meet in every combination of two.
+    no_mid, no_affine = ("mid", "mid_bias"), ("scale", "shift")
+    absent = cycle([no_mid + no_affine, no_mid, no_affine, (), ("down_bias", *no_mid, *no_affine)])
+    k, l, features = cycle([1, 5, 16, 33, 64, 100, 48]), cycle([1, 2, 5]), cycle([True] * 4 + [False] * 7)
     for m in (1, 3, 16, 130, 257):
         for n in ROWS:
             yield case(n, m, next(k), next(l), next(absent), return_features=next(features))
@@ -148,7 +149,13 @@ def _dense_chain_cases() -> Iterator[Case]:
 
     absent = cycle([("scale", "shift"), (), ("bias", "hidden_bias", "scale", "shift")])
     growth = cycle(
-        [((1,), (3,)), ((5, 3), (7, 18)), ((16, 16, 16), (64, 64, 64)), ((32, 1, 33, 7, 2), (5, 100, 16, 1, 31))]
+        [
+            ((1,), (3,)),
+            ((5, 3), (7, 18)),
+            ((16, 16, 16), (64, 64, 64)),
+            ((32, 1, 33, 7, 2), (5, 100, 16, 1, 31)),
+            ((48, 20), (130, 33)),
+        ]
     )
     hidden = cycle([False, True, False, True, True, False, False])
     for m in (1, 3, 16, 130, 257):
