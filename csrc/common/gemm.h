@@ -118,6 +118,7 @@ struct StoreTile {
 };
 
 // A sum over rows: out[j][k] += sum_r a[j][r] b[r][k], a in tiles, b with rows of `columns` floats (whole vectors).
+// These few tiles are summed by themselves and then added: error grows with the number of tiles, not of rows.
 struct OuterOperands {
   const float* a;      // [tiles][.. a_tile ..][j][a_row]
   const float* b;      // [tiles][b_tile]
@@ -134,7 +135,7 @@ FASTNEST_INLINE void outer_block(const OuterOperands& o, int j, int k, float* ou
 #pragma GCC unroll 24
   for (int r = 0; r < kJ; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < kV; ++c) acc[r][c] = load(target + r * o.columns + c * kLanes);
+    for (int c = 0; c < kV; ++c) acc[r][c] = Vec{};
   for (int t = 0; t < o.tiles; ++t) {
     const float* a = o.a + t * o.a_tile + (int64_t)j * o.a_row;
     const float* b = o.b + t * o.b_tile + k;
@@ -154,7 +155,10 @@ FASTNEST_INLINE void outer_block(const OuterOperands& o, int j, int k, float* ou
 #pragma GCC unroll 24
   for (int r = 0; r < kJ; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < kV; ++c) store(target + r * o.columns + c * kLanes, acc[r][c]);
+    for (int c = 0; c < kV; ++c) {
+      float* p = target + r * o.columns + c * kLanes;
+      store(p, load(p) + acc[r][c]);
+    }
 }
 
 template <class Number, int kV>

@@ -3,12 +3,10 @@
 
 #define FASTNEST_KERNEL "cpu/dense_chain_kernels.h"
 #include "common/each_target.h"
-#include "cpu/host.h"
+#include "cpu/parallel.h"
 
 namespace fastnest {
 namespace {
-
-constexpr int64_t kRowsWorthOwnSums = 1024;
 
 using List = std::vector<Tensor>;
 
@@ -48,7 +46,7 @@ std::tuple<Tensor, Tensor> dense_chain_forward(Tensor x, List weight, List bias,
   Tensor hidden = save ? empty({chain.n, chain.kept}, x.scalar_type()) : empty({0}, x.scalar_type());
   DenseForward io{x.const_data_ptr(), x.stride(0), y.mutable_data_ptr(),
                   hidden.numel() ? hidden.mutable_data_ptr() : nullptr};
-  run_shares(shares_of(chain.n, typical_width(chain), 2 * kVectorRows),
+  run_shares(shares_of(chain.n, typical_width(chain), 2 * kVectorRows, chain.flops()),
              [&](const Share& share) { return FASTNEST_RUN(dense_forward_scratch, chain, share); },
              [&](const Share& share, float* scratch, Lockstep& team, int member) {
                FASTNEST_RUN(dense_forward, chain, io, share, scratch, team, member);
@@ -64,7 +62,7 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(
                                     activation, pre_activation);
   const auto like = [](const List& list) {
     List out;
-    for (const Tensor& t : list) out.push_back(torch::stable::empty_like(t));
+    for (const Tensor& t : list) out.push_back(empty_as(t));
     return out;
   };
   Tensor dx = empty({chain.n, chain.m}, y.scalar_type());
@@ -72,8 +70,9 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(
        dhidden_bias = like(hidden_bias), dscale = like(scale), dshift = like(shift);
   const DenseBackward io{dy.const_data_ptr(), dy.stride(0), y.const_data_ptr(), hidden.const_data_ptr(),
                          dx.mutable_data_ptr()};
+  const int64_t sums_floats = FASTNEST_RUN(dense_sums_floats, chain);
   run_with_sums(
-      one_share_a_thread(chain.n, 2 * typical_width(chain), kRowsWorthOwnSums), FASTNEST_RUN(dense_sums_floats, chain),
+      one_share_a_thread(chain.n, 2 * typical_width(chain), sums_floats, 2 * chain.flops()), sums_floats,
       [&](const Share& share) { return FASTNEST_RUN(dense_backward_scratch, chain, share); },
       [&](const Share& share, float* scratch, float* sums, Lockstep& team, int member) {
         FASTNEST_RUN(dense_backward, chain, io, share, scratch, sums, team, member);

@@ -33,6 +33,11 @@ struct DenseChain {
   bool affine() const { return blocks[0].scale; }
   bool keeps_growth() const { return !pre_activation && !idempotent(activation); }
   Activation before() const { return pre_activation ? activation : Activation::kIdentity; }
+  double flops() const {  // of the forward
+    double each_row = 0;
+    for (const DenseBlock& block : blocks) each_row += 2.0 * (block.m * block.wide() + block.h * block.d);
+    return n * each_row;
+  }
   int64_t widest() const {
     int64_t most = 0;
     for (const DenseBlock& block : blocks) most = std::max({most, block.d, block.h});

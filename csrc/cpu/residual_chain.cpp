@@ -3,13 +3,10 @@
 
 #define FASTNEST_KERNEL "cpu/residual_chain_kernels.h"
 #include "common/each_target.h"
-#include "cpu/host.h"
+#include "cpu/parallel.h"
 
 namespace fastnest {
 namespace {
-
-// Rows a thread needs before sums of its own cost less than waiting for the others after every block.
-constexpr int64_t kRowsWorthOwnSums = 1024;
 
 ResidualChain describe(const Tensor& x, const Tensor& down, const std::optional<Tensor>& down_bias,
                        const std::optional<Tensor>& mid, const std::optional<Tensor>& mid_bias, const Tensor& up,
@@ -46,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> residual_chain_forward(
   if (hidden.numel()) io.hidden = hidden.mutable_data_ptr();
   if (stream.numel()) io.stream = stream.mutable_data_ptr<float>();
 
-  run_shares(shares_of(chain.n, chain.m, 2 * kVectorRows),
+  run_shares(shares_of(chain.n, chain.m, 2 * kVectorRows, chain.flops()),
              [&](const Share& share) { return FASTNEST_RUN(residual_forward_scratch, chain, share); },
              [&](const Share& share, float* scratch, Lockstep& team, int member) {
                FASTNEST_RUN(residual_forward, chain, io, share, scratch, team, member);
@@ -60,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> resid
     std::optional<Tensor> scale, std::optional<Tensor> shift, std::string activation, bool pre_activation) {
   const ResidualChain chain = describe(x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation);
   const auto like = [&](const std::optional<Tensor>& parameter) {
-    return parameter ? torch::stable::empty_like(*parameter) : empty({0}, x.scalar_type());
+    return parameter ? empty_as(*parameter) : empty({0}, x.scalar_type());
   };
   Tensor dx = empty({chain.n, chain.m}, x.scalar_type());
   Tensor ddown = like(down), ddown_bias = like(down_bias), dmid = like(mid), dmid_bias = like(mid_bias), dup = like(up),
@@ -76,8 +73,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> resid
   const auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
   const ResidualGradients out{data(ddown), data(ddown_bias), data(dmid), data(dmid_bias),
                               data(dup),   data(dscale),     data(dshift)};
+  const int64_t sums_floats = FASTNEST_RUN(residual_sums_floats, chain);
   run_with_sums(
-      one_share_a_thread(chain.n, chain.m, kRowsWorthOwnSums), FASTNEST_RUN(residual_sums_floats, chain),
+      one_share_a_thread(chain.n, chain.m, sums_floats, 2 * chain.flops()), sums_floats,
       [&](const Share& share) { return FASTNEST_RUN(residual_backward_scratch, chain, share); },
       [&](const Share& share, float* scratch, float* sums, Lockstep& team, int member) {
         FASTNEST_RUN(residual_backward, chain, io, share, scratch, sums, team, member);

@@ -22,6 +22,7 @@ struct ResidualChain {
   const void* up;                // [ups, m, k]
   const void *scale, *shift;     // [l, m]
 
+  double flops() const { return 4.0 * n * m * k * l; }  // of the forward
   int layers() const { return mid ? 2 : 1; }
   Activation before() const { return pre_activation ? activation : Activation::kIdentity; }
 };

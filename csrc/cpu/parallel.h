@@ -1,51 +1,16 @@
-// What every host function does: read tensors on torch's stable ABI, hand shares of the rows to threads.
+// How a host function's work is shared among torch's threads.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <atomic>
-#include <initializer_list>
-#include <optional>
-#include <string>
 #include <vector>
 
-#include "common/activation_kind.h"
-#include "common/element.h"
 #include "common/lockstep.h"
 #include "common/share.h"
+#include "cpu/scratch.h"
+#include "cpu/tensor.h"
 
 namespace fastnest {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline Element element_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat32;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    case ScalarType::Half: return Element::kFloat16;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, "fastnest: the cpp kernels take float32, bfloat16 and float16");
-}
-
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::empty({sizes.begin(), sizes.size()}, type);
-}
-
-inline Tensor empty_like_dtype(const Tensor& x, std::initializer_list<int64_t> sizes) { return empty(sizes, x.scalar_type()); }
-
-inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
-
-inline Activation activation_named(const std::string& name) {
-  auto kind = parse_activation(name);
-  STD_TORCH_CHECK(kind.has_value(), "fastnest: unknown activation ", name);
-  return *kind;
-}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -60,10 +25,14 @@ constexpr int64_t kVectorRows = 16;
 constexpr int64_t kStreamFloats = 400'000;  // of a group of tiles: it stays in second-level cache, weights pass once a group
 constexpr int64_t kMostTiles = 4;
 constexpr int64_t kSlice = 128;
+constexpr int64_t kCachedFloats = 600'000;
+constexpr double kAloneFlops = 1.5e6;
 
 // n rows of `width` features to the threads where each gets `enough` of them; else they share every row's width.
-inline std::vector<Share> shares_of(int64_t n, int64_t width, int64_t enough) {
-  const int64_t threads = torch::stable::get_num_threads(), groups = ceil_div(n, kVectorRows);
+// Less than kAloneFlops in all is done before a second thread has woken.
+inline std::vector<Share> shares_of(int64_t n, int64_t width, int64_t enough, double flops) {
+  if (n == 0) return {};
+  const int64_t threads = flops < kAloneFlops ? 1 : torch::stable::get_num_threads(), groups = ceil_div(n, kVectorRows);
   const int64_t most = std::clamp<int64_t>(kStreamFloats / (width * kTileRows), 1, kMostTiles);
   const int64_t slice = std::min(kSlice, ceil_div(width, 16) * 16);
   const auto share = [](int64_t begin, int64_t end, int64_t tiles, int64_t parts, int64_t part_slice) {
@@ -82,9 +51,10 @@ inline std::vector<Share> shares_of(int64_t n, int64_t width, int64_t enough) {
   return shares;
 }
 
-// The same for a backward, where a thread keeps its sums over all of its rows: at most one share a thread.
-inline std::vector<Share> one_share_a_thread(int64_t n, int64_t width, int64_t enough) {
-  std::vector<Share> shares = shares_of(n, width, enough);
+// The same for a backward, where a thread keeps its sums over all of its rows: at most one share a thread, and rows
+// enough for what sums of its own cost, where these do not stay in cache.
+inline std::vector<Share> one_share_a_thread(int64_t n, int64_t width, int64_t sums_floats, double flops) {
+  std::vector<Share> shares = shares_of(n, width, sums_floats <= kCachedFloats ? 2 * kVectorRows : 512, flops);
   const int64_t threads = torch::stable::get_num_threads();
   if (static_cast<int64_t>(shares.size()) <= threads) return shares;
   const Share first = shares[0];
@@ -103,8 +73,8 @@ void run_shares(const std::vector<Share>& shares, const Size& scratch_floats, co
   const int64_t workers =
       shares.size() == 1 ? shares[0].parts : std::min<int64_t>(shares.size(), torch::stable::get_num_threads());
   const int64_t each = ceil_div(scratch_floats(shares[0]), 16) * 16;  // the first share is the largest
-  Tensor scratch = empty({each * (shares.size() == 1 ? 1 : workers)}, ScalarType::Float);
-  float* const memory = scratch.mutable_data_ptr<float>();
+  Scratch scratch(each * (shares.size() == 1 ? 1 : workers));
+  float* const memory = scratch.data();
   Lockstep team(shares[0].parts);
   std::atomic<size_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
@@ -127,8 +97,8 @@ template <class Size, class Run, class Finish>
 void run_with_sums(const std::vector<Share>& shares, int64_t sums_floats, const Size& scratch_floats, const Run& run,
                    int64_t blocks, const Finish& finish) {
   const int64_t sets = std::max<int64_t>(shares.size(), 1);
-  Tensor sums = empty({sets * sums_floats}, ScalarType::Float);
-  float* const memory = sums.mutable_data_ptr<float>();
+  Scratch sums(sets * sums_floats);
+  float* const memory = sums.data();
   in_ranges(sets * sums_floats, [&](int64_t begin, int64_t end) { std::fill(memory + begin, memory + end, 0.0f); });
   run_shares(shares, scratch_floats, [&](const Share& share, float* scratch, Lockstep& team, int member) {
     run(share, scratch, memory + (&share - shares.data()) * sums_floats, team, member);

@@ -1,0 +1,59 @@
+// Scratch memory of the kernels, from torch's allocator and kept for the next call: on a virtual machine touching a
+// fresh megabyte costs as long as 30 million multiply-adds, and memory just used is still in cache.
+#pragma once
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "cpu/tensor.h"
+
+namespace fastnest {
+
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) : buffer_(take(floats)) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    std::lock_guard lock(pool().mutex);
+    auto& kept = pool().kept;
+    if (buffer_.numel() <= kMostFloats && kept.size() < kMostKept) kept.push_back(std::move(buffer_));
+  }
+  float* data() { return buffer_.mutable_data_ptr<float>(); }
+
+ private:
+  static constexpr int64_t kMostFloats = 4 << 20;  // 16 MiB a buffer
+  static constexpr size_t kMostKept = 4;
+
+  struct Pool {
+    std::mutex mutex;
+    std::vector<Tensor> kept;
+  };
+  static Pool& pool() {
+    static Pool* const shared = new Pool;  // never destroyed: threads may end after the library's statics
+    return *shared;
+  }
+
+  // The smallest kept buffer that is large enough, the most recently used among equals.
+  static Tensor take(int64_t floats) {
+    {
+      std::lock_guard lock(pool().mutex);
+      auto& kept = pool().kept;
+      auto best = kept.end();
+      for (auto it = kept.begin(); it != kept.end(); ++it)
+        if (it->numel() >= floats && (best == kept.end() || it->numel() <= best->numel())) best = it;
+      if (best != kept.end()) {
+        Tensor found = std::move(*best);
+        kept.erase(best);
+        return found;
+      }
+      if (kept.size() == kMostKept) kept.erase(kept.begin());
+    }
+    return empty({floats}, ScalarType::Float);
+  }
+
+  Tensor buffer_;
+};
+
+}  // namespace fastnest

@@ -1,0 +1,83 @@
+// Tensors on torch's stable ABI, as every host function reads and makes them.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <string>
+
+#include "common/activation_kind.h"
+#include "common/element.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastnest {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kHugeBytes = 4 << 20;
+
+inline Element element_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Element::kFloat32;
+    case ScalarType::BFloat16: return Element::kBFloat16;
+    case ScalarType::Half: return Element::kFloat16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, "fastnest: the cpp kernels take float32, bfloat16 and float16");
+}
+
+// A large tensor about to be written once: fewer and larger pages cost less to touch for the first time.
+inline void prefer_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kPage - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Contiguous, on the CPU, uninitialised. Through the C interface, which costs a third of the dispatcher's way.
+inline Tensor empty(const int64_t* sizes, size_t dimensions, ScalarType type) {
+  static const int32_t types[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
+  int64_t strides[4], count = 1;
+  for (int64_t i = static_cast<int64_t>(dimensions) - 1; i >= 0; --i) {
+    strides[i] = std::max<int64_t>(count, 1);
+    count *= sizes[i];
+  }
+  const int32_t dtype = type == ScalarType::Float ? types[0] : type == ScalarType::BFloat16 ? types[1] : types[2];
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dimensions), sizes, strides, dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
+  const int64_t bytes = count * (type == ScalarType::Float ? 4 : 2);
+  if (bytes >= kHugeBytes) prefer_huge_pages(tensor.mutable_data_ptr(), bytes);
+  return tensor;
+}
+
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+  return empty(sizes.begin(), sizes.size(), type);
+}
+
+inline Tensor empty_as(const Tensor& x) {
+  const auto sizes = x.sizes();
+  return empty(sizes.data(), sizes.size(), x.scalar_type());
+}
+
+inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
+
+inline Activation activation_named(const std::string& name) {
+  auto kind = parse_activation(name);
+  STD_TORCH_CHECK(kind.has_value(), "fastnest: unknown activation ", name);
+  return *kind;
+}
+
+}  // namespace fastnest
