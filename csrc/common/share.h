@@ -13,4 +13,10 @@ struct Share {
   int slice;  // features that stay in the first-level cache between two products
 };
 
+// Where a team's sums over rows lie: the large ones may have a home in the gradients themselves, the rest follows here.
+struct SumsPlace {
+  float* homes[2] = {nullptr, nullptr};
+  float* rest = nullptr;
+};
+
 }  // namespace fastnest

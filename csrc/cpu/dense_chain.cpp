@@ -70,17 +70,17 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(
        dhidden_bias = like(hidden_bias), dscale = like(scale), dshift = like(shift);
   const DenseBackward io{dy.const_data_ptr(), dy.stride(0), y.const_data_ptr(), hidden.const_data_ptr(),
                          dx.mutable_data_ptr()};
-  const int64_t sums_floats = FASTNEST_RUN(dense_sums_floats, chain);
+  const SumsLayout sums{FASTNEST_RUN(dense_sums_floats, chain)};
   run_with_sums(
-      one_share_a_thread(chain.n, 2 * typical_width(chain), sums_floats, 2 * chain.flops()), sums_floats,
+      one_share_a_thread(chain.n, 2 * typical_width(chain), sums.floats, 2 * chain.flops()), sums,
       [&](const Share& share) { return FASTNEST_RUN(dense_backward_scratch, chain, share); },
-      [&](const Share& share, float* scratch, float* sums, Lockstep& team, int member) {
-        FASTNEST_RUN(dense_backward, chain, io, share, scratch, sums, team, member);
+      [&](const Share& share, float* scratch, const SumsPlace& place, Lockstep& team, int member) {
+        FASTNEST_RUN(dense_backward, chain, io, share, scratch, place.rest, team, member);
       },
-      chain.blocks.size(), [&](const float* sums, int64_t i) {
+      chain.blocks.size(), [&](const SumsPlace& total, int64_t i) {
         const auto data = [&](List& list) -> void* { return list.empty() ? nullptr : list[i].mutable_data_ptr(); };
         const DenseGradients out{data(dweight), data(dbias), data(dhidden_weight), data(dhidden_bias), data(dscale), data(dshift)};
-        FASTNEST_RUN(dense_gradients, chain, sums, i, out);
+        FASTNEST_RUN(dense_gradients, chain, total.rest, i, out);
       });
   return {dx, dweight, dbias, dhidden_weight, dhidden_bias, dscale, dshift};
 }

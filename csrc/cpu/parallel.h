@@ -91,24 +91,50 @@ void run_shares(const std::vector<Share>& shares, const Size& scratch_floats, co
   });
 }
 
+// Sums over rows: `floats` in all, the first of them at home in a gradient's own memory where `home` is not null.
+struct SumsLayout {
+  int64_t floats;
+  float* home[2] = {nullptr, nullptr};
+  int64_t home_floats[2] = {0, 0};
+};
+
 // Runs every share with sums of its own, adds these up in the order of the shares, and has finish(sums, i) read the
 // total for every i < blocks.
 template <class Size, class Run, class Finish>
-void run_with_sums(const std::vector<Share>& shares, int64_t sums_floats, const Size& scratch_floats, const Run& run,
+void run_with_sums(const std::vector<Share>& shares, const SumsLayout& sums, const Size& scratch_floats, const Run& run,
                    int64_t blocks, const Finish& finish) {
-  const int64_t sets = std::max<int64_t>(shares.size(), 1);
-  Scratch sums(sets * sums_floats);
-  float* const memory = sums.data();
-  in_ranges(sets * sums_floats, [&](int64_t begin, int64_t end) { std::fill(memory + begin, memory + end, 0.0f); });
-  run_shares(shares, scratch_floats, [&](const Share& share, float* scratch, Lockstep& team, int member) {
-    run(share, scratch, memory + (&share - shares.data()) * sums_floats, team, member);
+  const int64_t at_home = sums.home_floats[0] + sums.home_floats[1], rest = sums.floats - at_home;
+  const int64_t others = std::max<int64_t>(shares.size(), 1) - 1;
+  Scratch scratch(rest + others * sums.floats);
+  float* const memory = scratch.data();
+  const SumsPlace first{{sums.home[0], sums.home[1]}, memory};
+  const auto place = [&](int64_t share) {
+    return share == 0 ? first : SumsPlace{{nullptr, nullptr}, memory + rest + (share - 1) * sums.floats};
+  };
+  const auto zero = [](float* data, int64_t count) {
+    in_ranges(count, [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, 0.0f); });
+  };
+  zero(sums.home[0], sums.home_floats[0]);
+  zero(sums.home[1], sums.home_floats[1]);
+  zero(memory, rest + others * sums.floats);
+  run_shares(shares, scratch_floats, [&](const Share& share, float* work, Lockstep& team, int member) {
+    run(share, work, place(&share - shares.data()), team, member);
   });
-  in_ranges(sums_floats, [&](int64_t begin, int64_t end) {
-    for (int64_t set = 1; set < sets; ++set)
-      for (int64_t i = begin; i < end; ++i) memory[i] += memory[set * sums_floats + i];
-  });
+  const auto add = [&](float* to, int64_t offset, int64_t count) {
+    in_ranges(count, [&](int64_t begin, int64_t end) {
+      for (int64_t share = 1; share <= others; ++share) {
+        const float* from = place(share).rest + offset;
+        for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+      }
+    });
+  };
+  if (others > 0) {
+    add(sums.home[0], 0, sums.home_floats[0]);
+    add(sums.home[1], sums.home_floats[0], sums.home_floats[1]);
+    add(memory, at_home, rest);
+  }
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) finish(memory, i);
+    for (int64_t i = begin; i < end; ++i) finish(first, i);
   });
 }
 

@@ -73,14 +73,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> resid
   const auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
   const ResidualGradients out{data(ddown), data(ddown_bias), data(dmid), data(dmid_bias),
                               data(dup),   data(dscale),     data(dshift)};
-  const int64_t sums_floats = FASTNEST_RUN(residual_sums_floats, chain);
+  SumsLayout sums{FASTNEST_RUN(residual_sums_floats, chain)};
+  if (FASTNEST_RUN(residual_sums_fit, chain)) {
+    sums.home[0] = ddown.mutable_data_ptr<float>(), sums.home_floats[0] = ddown.numel();
+    if (chain.ups > 0) sums.home[1] = dup.mutable_data_ptr<float>(), sums.home_floats[1] = dup.numel();
+  }
   run_with_sums(
-      one_share_a_thread(chain.n, chain.m, sums_floats, 2 * chain.flops()), sums_floats,
+      one_share_a_thread(chain.n, chain.m, sums.floats, 2 * chain.flops()), sums,
       [&](const Share& share) { return FASTNEST_RUN(residual_backward_scratch, chain, share); },
-      [&](const Share& share, float* scratch, float* sums, Lockstep& team, int member) {
-        FASTNEST_RUN(residual_backward, chain, io, share, scratch, sums, team, member);
+      [&](const Share& share, float* scratch, const SumsPlace& place, Lockstep& team, int member) {
+        FASTNEST_RUN(residual_backward, chain, io, share, scratch, place, team, member);
       },
-      chain.l, [&](const float* sums, int64_t block) { FASTNEST_RUN(residual_gradients, chain, sums, out, block); });
+      chain.l, [&](const SumsPlace& total, int64_t block) {
+        Scratch work(chain.m * chain.k);
+        FASTNEST_RUN(residual_gradients, chain, total, out, block, work.data());
+      });
   return {dx, ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift};
 }
 

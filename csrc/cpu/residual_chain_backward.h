@@ -3,7 +3,8 @@
 // dv += up^T g), then steps back: x_{i-1} = x_i - up_i v_i. So no x_i but the last is kept; the subtraction takes away
 // the very product that the forward added, rounded alike, and x_0 itself is read where its block is reached.
 
-// Sums of gradients over rows, float32: one set per team.
+// Sums of gradients over rows, float32: one set per team. Where ddown and dup themselves have room for their sums
+// (float32, whole vectors of k), the first team's lie there.
 struct ResidualSums {
   float *ddown, *dup;                  // [l, m, columns], [ups, m, columns]: both with k along the vectors
   float *dmid;                         // [l, k, columns]
@@ -13,22 +14,22 @@ struct ResidualSums {
 
   static int columns(const ResidualChain& chain) { return whole_vectors(chain.k); }
 
-  ResidualSums(const ResidualChain& chain, float* memory) {
+  ResidualSums(const ResidualChain& chain, const SumsPlace& place) {
     const int64_t wide = columns(chain);
-    float* next = memory;
+    float* next = place.rest;
     auto take = [&](bool present, int64_t count) {
       float* start = present ? next : nullptr;
       if (present) next += count;
       return start;
     };
-    ddown = take(true, chain.l * chain.m * wide);
-    dup = take(true, chain.ups * chain.m * wide);
+    ddown = place.homes[0] ? place.homes[0] : take(true, chain.l * chain.m * wide);
+    dup = place.homes[1] ? place.homes[1] : take(true, chain.ups * chain.m * wide);
     dmid = take(chain.mid, chain.l * chain.k * wide);
     ddown_bias = take(true, chain.l * chain.k);
     dmid_bias = take(chain.mid, chain.l * chain.k);
     dscale = take(chain.scale, chain.l * chain.m);
     dshift = take(chain.scale, chain.l * chain.m);
-    floats = next - memory;
+    floats = next - place.rest;
   }
 };
 
@@ -101,8 +102,8 @@ struct BackwardSweep {
     float *affine, *packed_up, *packed_down, *packed;
   };
 
-  BackwardSweep(const ResidualChain& chain, const ResidualBackward& io, const Share& share, float* scratch, float* sums_memory)
-      : chain(chain), io(io), share(share), into(chain, sums_memory), m(chain.m), k(chain.k),
+  BackwardSweep(const ResidualChain& chain, const ResidualBackward& io, const Share& share, float* scratch, const SumsPlace& place)
+      : chain(chain), io(io), share(share), into(chain, place), m(chain.m), k(chain.k),
         columns(ResidualSums::columns(chain)), tiles(share.tiles), slice(share.slice), layout(chain, share) {
     x = scratch;
     g = x + layout.stream;
@@ -325,7 +326,11 @@ struct BackwardSweep {
   }
 };
 
-static int64_t residual_sums_floats(const ResidualChain& chain) { return ResidualSums(chain, nullptr).floats; }
+static int64_t residual_sums_floats(const ResidualChain& chain) { return ResidualSums(chain, {}).floats; }
+
+static bool residual_sums_fit(const ResidualChain& chain) {
+  return chain.element == Element::kFloat32 && chain.k % kLanes == 0;
+}
 
 static int64_t residual_backward_scratch(const ResidualChain& chain, const Share& share) {
   return with_residual_types(chain, [&](auto element, auto number) {
@@ -334,7 +339,7 @@ static int64_t residual_backward_scratch(const ResidualChain& chain, const Share
 }
 
 static void residual_backward(const ResidualChain& chain, const ResidualBackward& io, const Share& share, float* scratch,
-                              float* sums, Lockstep& team, int member) {
+                              const SumsPlace& sums, Lockstep& team, int member) {
   with_residual_types(chain, [&](auto element, auto number) {
     BackwardSweep<decltype(element), decltype(number)> sweep(chain, io, share, scratch, sums);
     const int64_t rows = (int64_t)share.tiles * kTileRows;
@@ -343,17 +348,20 @@ static void residual_backward(const ResidualChain& chain, const ResidualBackward
   });
 }
 
-// The sums of one block as gradients of its parameters.
-static void residual_gradients(const ResidualChain& chain, const float* sums, const ResidualGradients& out, int64_t block) {
+// The sums of one block as gradients of its parameters; work has room for m * k floats.
+static void residual_gradients(const ResidualChain& chain, const SumsPlace& sums, const ResidualGradients& out,
+                               int64_t block, float* work) {
   with_residual_types(chain, [&](auto element, auto) {
     using T = decltype(element);
-    const ResidualSums from(chain, const_cast<float*>(sums));
+    const ResidualSums from(chain, sums);
     const int64_t m = chain.m, k = chain.k, wide = ResidualSums::columns(chain);
     const auto vector = [&](const float* values, int64_t count, void* to) {
       if (values && to) write_matrix<T>(values + block * count, 1, count, count, to, block * count);
     };
-    write_transpose<T>(from.ddown + block * m * wide, m, k, wide, out.ddown, block * k * m);
-    if (block < chain.ups) write_matrix<T>(from.dup + block * m * wide, m, k, wide, out.dup, block * m * k);
+    const float* ddown = from.ddown + block * m * wide;
+    if (sums.homes[0]) ddown = static_cast<float*>(__builtin_memcpy(work, ddown, sizeof(float) * m * k));
+    write_transpose<T>(ddown, m, k, wide, out.ddown, block * k * m);
+    if (block < chain.ups && !sums.homes[1]) write_matrix<T>(from.dup + block * m * wide, m, k, wide, out.dup, block * m * k);
     if (chain.mid) write_matrix<T>(from.dmid + block * k * wide, k, k, wide, out.dmid, block * k * k);
     vector(from.ddown_bias, k, out.ddown_bias);
     vector(from.dmid_bias, k, out.dmid_bias);

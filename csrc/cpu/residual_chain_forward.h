@@ -57,6 +57,8 @@ struct ForwardSweep {
   };
   const Layout layout;
 
+  static int64_t floats(const ResidualChain& chain, const Share& share) { return Layout(chain, share).floats(share); }
+
   ForwardSweep(const ResidualChain& chain, const ResidualForward& io, const Share& share, float* scratch)
       : chain(chain), io(io), share(share), m(chain.m), k(chain.k), tiles(share.tiles), slice(share.slice),
         x(scratch), layout(chain, share) {
@@ -193,19 +195,26 @@ static auto with_residual_types(const ResidualChain& chain, Work&& work) {
   return with_types(chain.element, chain.m % 2 == 0 && chain.k % 2 == 0, work);
 }
 
-static int64_t residual_forward_scratch(const ResidualChain& chain, const Share& share) {
+// Calls work with the type of sweep that suits the chain's element type and number of rows.
+template <class Work>
+static auto with_forward_sweep(const ResidualChain& chain, Work&& work) {
   return with_residual_types(chain, [&](auto element, auto number) {
-    using Sweep = ForwardSweep<decltype(element), decltype(number)>;
-    return typename Sweep::Layout(chain, share).floats(share);
+    using T = decltype(element);
+    if (chain.n > kFewRows) return work.template operator()<ForwardSweep<T, decltype(number)>>();
+    if (chain.n == 1) return work.template operator()<FewRowsSweep<T, 1>>();
+    return work.template operator()<FewRowsSweep<T, kFewRows>>();
   });
+}
+
+static int64_t residual_forward_scratch(const ResidualChain& chain, const Share& share) {
+  return with_forward_sweep(chain, [&]<class Sweep>() { return Sweep::floats(chain, share); });
 }
 
 static void residual_forward(const ResidualChain& chain, const ResidualForward& io, const Share& share, float* scratch,
                              Lockstep& team, int member) {
-  with_residual_types(chain, [&](auto element, auto number) {
-    ForwardSweep<decltype(element), decltype(number)> sweep(chain, io, share, scratch);
+  with_forward_sweep(chain, [&]<class Sweep>() {
     const int64_t rows = (int64_t)share.tiles * kTileRows;
-    team.work(member, (share.end - share.begin + rows - 1) / rows * (chain.l + 1), sweep);
+    team.work(member, (share.end - share.begin + rows - 1) / rows * (chain.l + 1), Sweep(chain, io, share, scratch));
     return 0;
   });
 }

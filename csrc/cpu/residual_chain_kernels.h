@@ -1,2 +1,3 @@
+#include "cpu/residual_chain_few_rows.h"
 #include "cpu/residual_chain_forward.h"
 #include "cpu/residual_chain_backward.h"
