@@ -37,13 +37,15 @@ std::string name_of(InstructionSet set) { return kInstructionSetNames[static_cas
 
 std::vector<std::string> available() {
   std::vector<std::string> names;
-  for (auto set : {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable})
+  for (auto set :
+       {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable})
     if (runs_here(set)) names.push_back(name_of(set));
   return names;
 }
 
 void force(const std::string& name) {
-  for (auto set : {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable})
+  for (auto set :
+       {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable})
     if (name_of(set) == name && runs_here(set)) {
       instruction_set() = set;
       return;
@@ -60,7 +62,8 @@ pybind11::dict build_info() {
   info["compiler"] = "gcc " __VERSION__;
 #endif
   info["flags"] = FASTNEST_FLAGS;
-  info["torch_target"] = std::to_string(TORCH_TARGET_VERSION >> 56) + "." + std::to_string(TORCH_TARGET_VERSION >> 48 & 255);
+  info["torch_target"] =
+      std::to_string(TORCH_TARGET_VERSION >> 56) + "." + std::to_string(TORCH_TARGET_VERSION >> 48 & 255);
   info["cuda"] = pybind11::none();
   return info;
 }

@@ -73,14 +73,14 @@ namespace fastnest::portable {
 
 // function(...) as compiled for the instruction set in use.
 #if defined(__x86_64__)
-#define FASTNEST_RUN(function, ...)                                                                  \
-  [&] {                                                                                              \
-    switch (::fastnest::instruction_set().load(std::memory_order_relaxed)) {                         \
+#define FASTNEST_RUN(function, ...)                                                                        \
+  [&] {                                                                                                    \
+    switch (::fastnest::instruction_set().load(std::memory_order_relaxed)) {                               \
       case ::fastnest::InstructionSet::kAvx512Bf16: return ::fastnest::avx512_bf16::function(__VA_ARGS__); \
-      case ::fastnest::InstructionSet::kAvx512: return ::fastnest::avx512::function(__VA_ARGS__);    \
-      case ::fastnest::InstructionSet::kAvx2: return ::fastnest::avx2::function(__VA_ARGS__);        \
-      default: return ::fastnest::portable::function(__VA_ARGS__);                                   \
-    }                                                                                                \
+      case ::fastnest::InstructionSet::kAvx512: return ::fastnest::avx512::function(__VA_ARGS__);          \
+      case ::fastnest::InstructionSet::kAvx2: return ::fastnest::avx2::function(__VA_ARGS__);              \
+      default: return ::fastnest::portable::function(__VA_ARGS__);                                         \
+    }                                                                                                      \
   }()
 #else
 #define FASTNEST_RUN(function, ...) ::fastnest::portable::function(__VA_ARGS__)

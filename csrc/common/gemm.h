@@ -6,8 +6,8 @@
 //
 // Operands are 32-bit lanes: a float, or (Bf16Pair) two bfloat16 neighbours of the inner dimension.
 
-constexpr int kBlockVectors = 3;                     // accumulators: kBlockRows x 3
-constexpr int kBlockRows = kLanes == 16 ? 8 : 4;     // 24 of 32 registers, or 12 of 16
+constexpr int kBlockVectors = 3;                  // accumulators: kBlockRows x 3
+constexpr int kBlockRows = kLanes == 16 ? 8 : 4;  // 24 of 32 registers, or 12 of 16
 constexpr int kOuterAccumulators = kLanes == 16 ? 24 : 12;
 
 struct Float32 {
@@ -120,12 +120,12 @@ struct StoreTile {
 // A sum over rows: out[j][k] += sum_r a[j][r] b[r][k], a in tiles, b with rows of `columns` floats (whole vectors).
 // These few tiles are summed by themselves and then added: error grows with the number of tiles, not of rows.
 struct OuterOperands {
-  const float* a;      // [tiles][.. a_tile ..][j][a_row]
-  const float* b;      // [tiles][b_tile]
+  const float* a;  // [tiles][.. a_tile ..][j][a_row]
+  const float* b;  // [tiles][b_tile]
   int64_t a_tile, b_tile;
-  int a_row;           // floats from one j to the next
-  int tiles, steps;    // steps: rows of a tile, in lanes
-  int columns;         // of b and out: floats from one row to the next
+  int a_row;         // floats from one j to the next
+  int tiles, steps;  // steps: rows of a tile, in lanes
+  int columns;       // of b and out: floats from one row to the next
 };
 
 template <class Number, int kJ, int kV>

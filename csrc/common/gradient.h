@@ -55,7 +55,8 @@ FASTNEST_INLINE Vec multiply_gradient(Vec gradient, Vec derivative) {
 
 // value = act(kept) rounded to T, gradient *= act'(kept); either may be null.
 template <class T>
-static void multiply_by_derivative(Activation activation, const float* kept, int features, float* value, float* gradient) {
+static void multiply_by_derivative(Activation activation, const float* kept, int features, float* value,
+                                   float* gradient) {
   with_activation(activation, [&](auto kind) {
     constexpr Activation kKind = decltype(kind)::value;
     if (idempotent(kKind) && !gradient && value == kept) return;
@@ -100,7 +101,8 @@ static void write_matrix(const float* from, int64_t rows, int64_t columns, int64
 }
 
 template <class T>
-static void write_transpose(const float* from, int64_t rows, int64_t columns, int64_t stride, void* out, int64_t at = 0) {
+static void write_transpose(const float* from, int64_t rows, int64_t columns, int64_t stride, void* out,
+                            int64_t at = 0) {
   T* to = static_cast<T*>(out) + at;
   for (int64_t i = 0; i < rows; i += kLanes)
     for (int64_t j = 0; j < columns; j += kLanes) {

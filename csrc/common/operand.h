@@ -72,9 +72,7 @@ static void activate_tile(Activation kind, float* z, int features, int vectors) 
 }
 
 // Floats that packing a matrix of rows x columns takes, in either direction.
-constexpr int64_t packed_floats(int64_t rows, int64_t columns) {
-  return (rows + 2 * kLanes) * (columns + 2 * kLanes);
-}
+constexpr int64_t packed_floats(int64_t rows, int64_t columns) { return (rows + 2 * kLanes) * (columns + 2 * kLanes); }
 
 // A weight matrix for row_product, i along its rows: where it lies, or widened to float32 in scratch. (Packing it in
 // blocks was measured: it gains 3 % in the product and costs more than that.)
@@ -91,7 +89,9 @@ static Weights as_weights(const T* w, int64_t stride, int rows, int columns, flo
   }
 }
 
-// The same for the transpose, i along the matrix' columns; neighbours of the inner dimension are then rows.
+// The same for the transpose, i along the matrix' columns. Packed in blocks of kBlockRows where `uses` tiles read it (a
+// step down a wide matrix is a new page, and the copy pays), and where neighbours of the inner dimension, rows here,
+// are to be paired.
 template <class T, class Number>
 static Weights as_transposed_weights(const T* w, int64_t stride, int rows, int columns, int uses, float* scratch) {
   if (sizeof(T) == 4 && uses < 2)
@@ -104,8 +104,8 @@ static Weights as_transposed_weights(const T* w, int64_t stride, int rows, int c
       if constexpr (Number::kPerLane == 2) lanes = pack_bf16(lanes, load_first(from + stride, columns - i));
 #pragma GCC unroll 4
       for (int r = 0; r < kLanes; r += kBlockRows)
-        __builtin_memcpy(scratch + ((int64_t)(i + r) * steps + p * kBlockRows), reinterpret_cast<const float*>(&lanes) + r,
-                         kBlockRows * sizeof(float));
+        __builtin_memcpy(scratch + ((int64_t)(i + r) * steps + p * kBlockRows),
+                         reinterpret_cast<const float*>(&lanes) + r, kBlockRows * sizeof(float));
     }
   return {reinterpret_cast<const char*>(scratch), 4 * kBlockRows, (int64_t)4 * kBlockRows * steps, true};
 }

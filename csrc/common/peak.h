@@ -17,19 +17,25 @@ namespace fastnest {
 
 #if defined(__x86_64__)
 // Twelve accumulators cover the latency of two units; the empty statement keeps the loop from being folded.
-#define FASTNEST_PEAK(name, features, vector, lanes_flops, zero, step)                    \
-  __attribute__((target(features))) inline double name(int64_t rounds) {                  \
-    vector a0 = zero, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;      \
-    vector a8 = a0, a9 = a0, a10 = a0, a11 = a0, b = zero;                                \
-    asm volatile("" : "+v"(b));                                                           \
-    for (int64_t i = 0; i < rounds; ++i) {                                                \
+#define FASTNEST_PEAK(name, features, vector, lanes_flops, zero, step)                                              \
+  __attribute__((target(features))) inline double name(int64_t rounds) {                                            \
+    vector a0 = zero, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;                                \
+    vector a8 = a0, a9 = a0, a10 = a0, a11 = a0, b = zero;                                                          \
+    asm volatile("" : "+v"(b));                                                                                     \
+    for (int64_t i = 0; i < rounds; ++i) {                                                                          \
       step(a0) step(a1) step(a2) step(a3) step(a4) step(a5) step(a6) step(a7) step(a8) step(a9) step(a10) step(a11) \
-    }                                                                                     \
-    return 12.0 * rounds * lanes_flops;                                                   \
+    }                                                                                                               \
+    return 12.0 * rounds * lanes_flops;                                                                             \
   }
-#define FASTNEST_STEP_F32_512(a) a = _mm512_fmadd_ps(b, b, a); asm volatile("" : "+v"(a));
-#define FASTNEST_STEP_BF16_512(a) a = _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)b); asm volatile("" : "+v"(a));
-#define FASTNEST_STEP_F32_256(a) a = _mm256_fmadd_ps(b, b, a); asm volatile("" : "+v"(a));
+#define FASTNEST_STEP_F32_512(a) \
+  a = _mm512_fmadd_ps(b, b, a);  \
+  asm volatile("" : "+v"(a));
+#define FASTNEST_STEP_BF16_512(a)                    \
+  a = _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)b); \
+  asm volatile("" : "+v"(a));
+#define FASTNEST_STEP_F32_256(a) \
+  a = _mm256_fmadd_ps(b, b, a);  \
+  asm volatile("" : "+v"(a));
 FASTNEST_PEAK(peak_float32_512, "avx512f", __m512, 32, _mm512_setzero_ps(), FASTNEST_STEP_F32_512)
 FASTNEST_PEAK(peak_bfloat16_512, "avx512f,avx512bf16", __m512, 64, _mm512_setzero_ps(), FASTNEST_STEP_BF16_512)
 FASTNEST_PEAK(peak_float32_256, "avx2,fma", __m256, 16, _mm256_setzero_ps(), FASTNEST_STEP_F32_256)

@@ -54,14 +54,14 @@ FASTNEST_INLINE Vec maximum(Vec a, Vec b) {
 #endif
 }
 
-// Two floats rounded to bfloat16 in one 32-bit lane: `low` in the lower half, as two neighbours lie in memory.
+// The bits of v rounded to bfloat16, to nearest even; a NaN keeps its sign and becomes quiet.
 FASTNEST_INLINE UVec round_bf16(Vec v) {
-  // Round to nearest even on the bits; a NaN keeps its sign and becomes quiet.
   UVec bits = (UVec)v;
   UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return v != v ? (bits >> 16) | 0x40u : rounded;
 }
 
+// Two floats rounded to bfloat16 in one 32-bit lane: `low` in the lower half, as two neighbours lie in memory.
 FASTNEST_INLINE Vec pack_bf16(Vec low, Vec high) {
 #if FASTNEST_TARGET_BF16
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,

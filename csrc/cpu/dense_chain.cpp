@@ -46,17 +46,20 @@ std::tuple<Tensor, Tensor> dense_chain_forward(Tensor x, List weight, List bias,
   Tensor hidden = save ? empty({chain.n, chain.kept}, x.scalar_type()) : empty({0}, x.scalar_type());
   DenseForward io{x.const_data_ptr(), x.stride(0), y.mutable_data_ptr(),
                   hidden.numel() ? hidden.mutable_data_ptr() : nullptr};
-  run_shares(shares_of(chain.n, typical_width(chain), 2 * kVectorRows, chain.flops()),
-             [&](const Share& share) { return FASTNEST_RUN(dense_forward_scratch, chain, share); },
-             [&](const Share& share, float* scratch, Lockstep& team, int member) {
-               FASTNEST_RUN(dense_forward, chain, io, share, scratch, team, member);
-             });
+  run_shares(
+      shares_of(chain.n, typical_width(chain), 2 * kVectorRows, chain.flops()),
+      [&](const Share& share) { return FASTNEST_RUN(dense_forward_scratch, chain, share); },
+      [&](const Share& share, float* scratch, Lockstep& team, int member) {
+        FASTNEST_RUN(dense_forward, chain, io, share, scratch, team, member);
+      });
   return {y, hidden};
 }
 
-std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(
-    Tensor dy, Tensor y, Tensor hidden, List weight, List bias, List hidden_weight, List hidden_bias, List scale,
-    List shift, std::string activation, bool pre_activation) {
+std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(Tensor dy, Tensor y, Tensor hidden,
+                                                                            List weight, List bias, List hidden_weight,
+                                                                            List hidden_bias, List scale, List shift,
+                                                                            std::string activation,
+                                                                            bool pre_activation) {
   const int64_t m = hidden_weight.empty() ? weight[0].size(1) : hidden_weight[0].size(1);
   const DenseChain chain = describe(y.size(0), m, element_of(y), weight, bias, hidden_weight, hidden_bias, scale, shift,
                                     activation, pre_activation);
@@ -77,9 +80,11 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(
       [&](const Share& share, float* scratch, const SumsPlace& place, Lockstep& team, int member) {
         FASTNEST_RUN(dense_backward, chain, io, share, scratch, place.rest, team, member);
       },
-      chain.blocks.size(), [&](const SumsPlace& total, int64_t i) {
+      chain.blocks.size(),
+      [&](const SumsPlace& total, int64_t i) {
         const auto data = [&](List& list) -> void* { return list.empty() ? nullptr : list[i].mutable_data_ptr(); };
-        const DenseGradients out{data(dweight), data(dbias), data(dhidden_weight), data(dhidden_bias), data(dscale), data(dshift)};
+        const DenseGradients out{data(dweight),      data(dbias),  data(dhidden_weight),
+                                 data(dhidden_bias), data(dscale), data(dshift)};
         FASTNEST_RUN(dense_gradients, chain, total.rest, i, out);
       });
   return {dx, dweight, dbias, dhidden_weight, dhidden_bias, dscale, dshift};

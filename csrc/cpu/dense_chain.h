@@ -15,9 +15,9 @@ namespace fastnest {
 struct DenseBlock {
   int64_t m, d, h;            // features it reads, features it adds, features of its hidden layer (0: none)
   const void *weight, *bias;  // [d, h or m], [d]
-  const void *hidden_weight, *hidden_bias;  // [h, m], [h]
-  const void *scale, *shift;                // [m]
-  int64_t kept;                             // its first column of what the forward keeps
+  const void *hidden_weight, *hidden_bias;    // [h, m], [h]
+  const void *scale, *shift;                  // [m]
+  int64_t kept;                               // its first column of what the forward keeps
   int64_t wide() const { return h ? h : d; }  // outputs of the product over the prefix
 };
 

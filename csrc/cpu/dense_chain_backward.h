@@ -4,10 +4,10 @@
 
 // Sums of one block's gradients over rows, float32, with the product's outputs along the vectors; one set per team.
 struct DenseSums {
-  float *prefix;                // [m, columns of wide()]: the weight that reads the prefix, transposed
-  float *growth;                // [d, columns of h]: the weight after a hidden layer
-  float *bias, *hidden_bias;    // [d], [h]
-  float *scale, *shift;         // [m]
+  float* prefix;              // [m, columns of wide()]: the weight that reads the prefix, transposed
+  float* growth;              // [d, columns of h]: the weight after a hidden layer
+  float *bias, *hidden_bias;  // [d], [h]
+  float *scale, *shift;       // [m]
   int64_t floats;
 
   DenseSums(const DenseBlock& block, float* memory) {
@@ -54,14 +54,23 @@ struct DenseBackwardSweep {
 
   struct Own {
     float *dz, *dz_rows;  // operands [tiles][wide][row], [tiles][row][columns]
-    float *work;          // [5][widest][row], and [row][columns]
-    float *left;          // [tiles + 2][slice][row]
+    float* work;          // [5][widest][row], and [row][columns]
+    float* left;          // [tiles + 2][slice][row]
     float *affine, *packed;
   };
 
   DenseBackwardSweep(const DenseChain& chain, const DenseBackward& io, const Share& share, float* scratch, float* sums)
-      : chain(chain), io(io), share(share), tiles(share.tiles), slice(share.slice), widest(chain.widest()),
-        width(chain.width), read(chain.blocks.back().m), layout(chain, share), prefix(scratch), sums(sums) {
+      : chain(chain),
+        io(io),
+        share(share),
+        tiles(share.tiles),
+        slice(share.slice),
+        widest(chain.widest()),
+        width(chain.width),
+        read(chain.blocks.back().m),
+        layout(chain, share),
+        prefix(scratch),
+        sums(sums) {
     g = prefix + layout.stream;
     own_memory = g + layout.stream;
   }
@@ -95,7 +104,8 @@ struct DenseBackwardSweep {
     const int64_t i = blocks - p;
     finish_growth(begin, rows, i, part, o);
     const DenseSums into = sums_of(i);
-    for_own_slices(chain.blocks[i].m, part, [&](int64_t first, int count) { add_share(rows, i, first, count, into, o); });
+    for_own_slices(chain.blocks[i].m, part,
+                   [&](int64_t first, int count) { add_share(rows, i, first, count, into, o); });
     if (i == 0)
       for_own_slices(chain.m, part, [&](int64_t first, int count) {
         for (int t = 0; t * kTileRows < rows; ++t) {
@@ -144,7 +154,8 @@ struct DenseBackwardSweep {
   void finish_growth(int64_t begin, int rows, int64_t i, int part, const Own& o) const {
     const DenseBlock& block = chain.blocks[i];
     const DenseSums into = sums_of(i);
-    const int d = block.d, h = block.h, wide = block.wide(), columns = whole_vectors(wide), vectors = kTileRows / kLanes;
+    const int d = block.d, h = block.h, wide = block.wide(), columns = whole_vectors(wide),
+              vectors = kTileRows / kLanes;
     const int64_t size = (int64_t)widest * kTileRows;
     float *const dq = o.work, *const value = dq + size, *const pairs = value + size, *const left = pairs + size;
     float *const dh = left + size, *const right = dh + size;
@@ -176,7 +187,8 @@ struct DenseBackwardSweep {
       }
       as_right<Number>(dz, wide, columns, o.dz_rows + (int64_t)t * kTileRows * columns);
       float* const operand = o.dz + t * size;
-      if (as_operand<Number>(dz, wide, vectors, operand) == dz) __builtin_memcpy(operand, dz, sizeof(float) * wide * kTileRows);
+      if (as_operand<Number>(dz, wide, vectors, operand) == dz)
+        __builtin_memcpy(operand, dz, sizeof(float) * wide * kTileRows);
     }
   }
 
@@ -245,7 +257,8 @@ static void dense_gradients(const DenseChain& chain, const float* sums, int64_t 
     const auto vector = [](const float* values, int64_t count, void* to) {
       if (values && to) write_matrix<T>(values, 1, count, count, to);
     };
-    write_transpose<T>(from.prefix, block.m, block.wide(), whole_vectors(block.wide()), block.h ? out.hidden_weight : out.weight);
+    write_transpose<T>(from.prefix, block.m, block.wide(), whole_vectors(block.wide()),
+                       block.h ? out.hidden_weight : out.weight);
     if (block.h) write_matrix<T>(from.growth, block.d, block.h, whole_vectors(block.h), out.weight);
     vector(from.bias, block.d, out.bias);
     vector(from.hidden_bias, block.h, out.hidden_bias);

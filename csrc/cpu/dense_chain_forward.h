@@ -27,8 +27,15 @@ struct DenseForwardSweep {
   float *prefix, *sums, *own;
 
   DenseForwardSweep(const DenseChain& chain, const DenseForward& io, const Share& share, float* scratch)
-      : chain(chain), io(io), share(share), tiles(share.tiles), slice(share.slice), widest(chain.widest()),
-        width(chain.width), layout(chain, share), prefix(scratch) {
+      : chain(chain),
+        io(io),
+        share(share),
+        tiles(share.tiles),
+        slice(share.slice),
+        widest(chain.widest()),
+        width(chain.width),
+        layout(chain, share),
+        prefix(scratch) {
     sums = prefix + layout.prefix;
     own = sums + share.parts * layout.sums;
   }
@@ -148,7 +155,9 @@ struct DenseForwardSweep {
     }
   }
 
-  static const T* from(const void* vector, int64_t first) { return vector ? static_cast<const T*>(vector) + first : nullptr; }
+  static const T* from(const void* vector, int64_t first) {
+    return vector ? static_cast<const T*>(vector) + first : nullptr;
+  }
 
   void add_sums(const float* partial, const void* bias, int64_t first, int count, int vectors, float* to) const {
     for (int j = 0; j < count; ++j)
@@ -163,7 +172,8 @@ struct DenseForwardSweep {
 
   // Activated after the linear map where the chain is not pre-activated.
   void finish_growth(float* q, int count, int rows, T* kept) const {
-    if (!chain.pre_activation) activate_columns(chain.activation, q, count, rows, chain.keeps_growth() ? kept : nullptr);
+    if (!chain.pre_activation)
+      activate_columns(chain.activation, q, count, rows, chain.keeps_growth() ? kept : nullptr);
   }
 
   // z -> act(z) rounded to T; keeps z, or act(z) where that tells the derivative.

@@ -22,7 +22,8 @@ void in_ranges(int64_t count, const Work& work) {
 
 constexpr int64_t kTileRows = 48;
 constexpr int64_t kVectorRows = 16;
-constexpr int64_t kStreamFloats = 400'000;  // of a group of tiles: it stays in second-level cache, weights pass once a group
+constexpr int64_t kStreamFloats =
+    400'000;  // of a group of tiles: it stays in second-level cache, weights pass once a group
 constexpr int64_t kMostTiles = 4;
 constexpr int64_t kSlice = 128;
 constexpr int64_t kCachedFloats = 600'000;

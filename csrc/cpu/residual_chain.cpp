@@ -43,11 +43,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> residual_chain_forward(
   if (hidden.numel()) io.hidden = hidden.mutable_data_ptr();
   if (stream.numel()) io.stream = stream.mutable_data_ptr<float>();
 
-  run_shares(shares_of(chain.n, chain.m, 2 * kVectorRows, chain.flops()),
-             [&](const Share& share) { return FASTNEST_RUN(residual_forward_scratch, chain, share); },
-             [&](const Share& share, float* scratch, Lockstep& team, int member) {
-               FASTNEST_RUN(residual_forward, chain, io, share, scratch, team, member);
-             });
+  run_shares(
+      shares_of(chain.n, chain.m, 2 * kVectorRows, chain.flops()),
+      [&](const Share& share) { return FASTNEST_RUN(residual_forward_scratch, chain, share); },
+      [&](const Share& share, float* scratch, Lockstep& team, int member) {
+        FASTNEST_RUN(residual_forward, chain, io, share, scratch, team, member);
+      });
   return {y, v, hidden, stream};
 }
 
@@ -71,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> resid
   io.dx = dx.mutable_data_ptr();
 
   const auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
-  const ResidualGradients out{data(ddown), data(ddown_bias), data(dmid), data(dmid_bias),
+  const ResidualGradients out{data(ddown), data(ddown_bias), data(dmid),  data(dmid_bias),
                               data(dup),   data(dscale),     data(dshift)};
   SumsLayout sums{FASTNEST_RUN(residual_sums_floats, chain)};
   if (FASTNEST_RUN(residual_sums_fit, chain)) {
@@ -84,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> resid
       [&](const Share& share, float* scratch, const SumsPlace& place, Lockstep& team, int member) {
         FASTNEST_RUN(residual_backward, chain, io, share, scratch, place, team, member);
       },
-      chain.l, [&](const SumsPlace& total, int64_t block) {
+      chain.l,
+      [&](const SumsPlace& total, int64_t block) {
         Scratch work(chain.m * chain.k);
         FASTNEST_RUN(residual_gradients, chain, total, out, block, work.data());
       });

@@ -9,7 +9,6 @@
 
 namespace fastnest {
 
-
 // x_i = x_{i-1} + up_i v_i, v_i = act(down_i f(scale_i x_{i-1} + shift_i) + bias_i); pointers are null where absent.
 struct ResidualChain {
   Element element;

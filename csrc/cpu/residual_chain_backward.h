@@ -6,10 +6,10 @@
 // Sums of gradients over rows, float32: one set per team. Where ddown and dup themselves have room for their sums
 // (float32, whole vectors of k), the first team's lie there.
 struct ResidualSums {
-  float *ddown, *dup;                  // [l, m, columns], [ups, m, columns]: both with k along the vectors
-  float *dmid;                         // [l, k, columns]
-  float *ddown_bias, *dmid_bias;       // [l, k]
-  float *dscale, *dshift;              // [l, m]
+  float *ddown, *dup;             // [l, m, columns], [ups, m, columns]: both with k along the vectors
+  float* dmid;                    // [l, k, columns]
+  float *ddown_bias, *dmid_bias;  // [l, k]
+  float *dscale, *dshift;         // [l, m]
   int64_t floats;
 
   static int columns(const ResidualChain& chain) { return whole_vectors(chain.k); }
@@ -94,17 +94,26 @@ struct BackwardSweep {
   const Layout layout;
   float *x, *g, *sums, *exact, *own_memory;
 
-  struct Own {  // what one part works in
-    float *v, *dz;             // operands [tiles][k][row]
-    float *v_rows, *dz_rows;   // operands [tiles][row][columns]
-    float *work;               // [4][k][row], and [row][columns]
-    float *a, *g_pairs;        // [tiles + 2][slice][row]
+  struct Own {                // what one part works in
+    float *v, *dz;            // operands [tiles][k][row]
+    float *v_rows, *dz_rows;  // operands [tiles][row][columns]
+    float* work;              // [4][k][row], and [row][columns]
+    float *a, *g_pairs;       // [tiles + 2][slice][row]
     float *affine, *packed_up, *packed_down, *packed;
   };
 
-  BackwardSweep(const ResidualChain& chain, const ResidualBackward& io, const Share& share, float* scratch, const SumsPlace& place)
-      : chain(chain), io(io), share(share), into(chain, place), m(chain.m), k(chain.k),
-        columns(ResidualSums::columns(chain)), tiles(share.tiles), slice(share.slice), layout(chain, share) {
+  BackwardSweep(const ResidualChain& chain, const ResidualBackward& io, const Share& share, float* scratch,
+                const SumsPlace& place)
+      : chain(chain),
+        io(io),
+        share(share),
+        into(chain, place),
+        m(chain.m),
+        k(chain.k),
+        columns(ResidualSums::columns(chain)),
+        tiles(share.tiles),
+        slice(share.slice),
+        layout(chain, share) {
     x = scratch;
     g = x + layout.stream;
     exact = g + layout.stream;
@@ -174,7 +183,8 @@ struct BackwardSweep {
       float* const right = left + size;
       float* const dz_rows = o.dz_rows + (int64_t)t * kTileRows * columns;
       if (io.dfeatures) {
-        read_whole_tile(static_cast<const T*>(io.dfeatures) + (row * chain.l + block) * k, chain.l * k, tile_rows, k, dv);
+        read_whole_tile(static_cast<const T*>(io.dfeatures) + (row * chain.l + block) * k, chain.l * k, tile_rows, k,
+                        dv);
       } else {
         __builtin_memset(dv, 0, size * sizeof(float));
       }
@@ -183,8 +193,7 @@ struct BackwardSweep {
           store(dv + j, load(dv + j) + load(sums_of(block, 0) + other * layout.sums + at + j));
       if (kReuse && idempotent(chain.activation) && block < chain.ups)  // v is its own record, and still there
         multiply_by_derivative<T>(chain.activation, o.v + at, k, nullptr, dv);
-      else
-        load_layer(row, tile_rows, block, chain.layers() - 1, value, dv);
+      else load_layer(row, tile_rows, block, chain.layers() - 1, value, dv);
       if (chain.mid) {
         load_layer(row, tile_rows, block, 0, value, nullptr);
         if (part == 0) {
@@ -247,13 +256,13 @@ struct BackwardSweep {
       const int64_t row = begin + t * kTileRows, place = ((int64_t)t * m + at) * kTileRows;
       const int size = features * kTileRows;
       if (chain.ups == 0)
-        read_whole_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features, x + place);
-      else
-        read_whole_tile(io.stream + row * m + at, m, tile_rows, features, x + place);
+        read_whole_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features,
+                        x + place);
+      else read_whole_tile(io.stream + row * m + at, m, tile_rows, features, x + place);
       if (io.dy)
-        read_whole_tile(static_cast<const T*>(io.dy) + row * io.dy_stride + at, io.dy_stride, tile_rows, features, g + place);
-      else
-        __builtin_memset(g + place, 0, size * sizeof(float));
+        read_whole_tile(static_cast<const T*>(io.dy) + row * io.dy_stride + at, io.dy_stride, tile_rows, features,
+                        g + place);
+      else __builtin_memset(g + place, 0, size * sizeof(float));
       Vec zero{};
       for (int j = 0; j < size; j += kLanes) zero += load(x + place + j) * 0.0f;  // not 0 after an Inf or a NaN
       exact[t * ((m + slice - 1) / slice) + s] = sum(zero) == 0.0f ? 0.0f : 1.0f;
@@ -301,8 +310,7 @@ struct BackwardSweep {
                           features / Number::kPerLane, kVectors,
                           StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
       const int64_t row = begin + t * kTileRows;
-      if (block == 0 || exact[t * slices + s])
-        rebuild(row, rows_of_tile(rows, t), block, at, features, stream, o);
+      if (block == 0 || exact[t * slices + s]) rebuild(row, rows_of_tile(rows, t), block, at, features, stream, o);
       else
         row_product<Number>(up, o.v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, kVectors,
                             Subtract{stream});
@@ -338,8 +346,8 @@ static int64_t residual_backward_scratch(const ResidualChain& chain, const Share
   });
 }
 
-static void residual_backward(const ResidualChain& chain, const ResidualBackward& io, const Share& share, float* scratch,
-                              const SumsPlace& sums, Lockstep& team, int member) {
+static void residual_backward(const ResidualChain& chain, const ResidualBackward& io, const Share& share,
+                              float* scratch, const SumsPlace& sums, Lockstep& team, int member) {
   with_residual_types(chain, [&](auto element, auto number) {
     BackwardSweep<decltype(element), decltype(number)> sweep(chain, io, share, scratch, sums);
     const int64_t rows = (int64_t)share.tiles * kTileRows;
@@ -361,7 +369,8 @@ static void residual_gradients(const ResidualChain& chain, const SumsPlace& sums
     const float* ddown = from.ddown + block * m * wide;
     if (sums.homes[0]) ddown = static_cast<float*>(__builtin_memcpy(work, ddown, sizeof(float) * m * k));
     write_transpose<T>(ddown, m, k, wide, out.ddown, block * k * m);
-    if (block < chain.ups && !sums.homes[1]) write_matrix<T>(from.dup + block * m * wide, m, k, wide, out.dup, block * m * k);
+    if (block < chain.ups && !sums.homes[1])
+      write_matrix<T>(from.dup + block * m * wide, m, k, wide, out.dup, block * m * k);
     if (chain.mid) write_matrix<T>(from.dmid + block * k * wide, k, k, wide, out.dmid, block * k * k);
     vector(from.ddown_bias, k, out.ddown_bias);
     vector(from.dmid_bias, k, out.dmid_bias);

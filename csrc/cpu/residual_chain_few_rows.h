@@ -55,8 +55,14 @@ struct FewRowsSweep {
   }
 
   FewRowsSweep(const ResidualChain& chain, const ResidualForward& io, const Share& share, float* scratch)
-      : chain(chain), io(io), share(share), m(chain.m), k(chain.k), width(whole_vectors(chain.m)),
-        columns(whole_vectors(chain.k)), x(scratch) {
+      : chain(chain),
+        io(io),
+        share(share),
+        m(chain.m),
+        k(chain.k),
+        width(whole_vectors(chain.m)),
+        columns(whole_vectors(chain.k)),
+        x(scratch) {
     sums = x + kFewRows * width;
     own = sums + share.parts * 2 * kFewRows * columns;
   }
@@ -65,15 +71,16 @@ struct FewRowsSweep {
 
   void operator()(int64_t block, int part) const {
     float* const v = own + part * kFewRows * (2 * columns + 2 * width);
-    float *const work = v + kFewRows * columns, *const a = work + kFewRows * columns, *const added = a + kFewRows * width;
+    float *const work = v + kFewRows * columns, *const a = work + kFewRows * columns,
+                 *const added = a + kFewRows * width;
     if (block > 0) finish_features(block - 1, part, v, work);
     if (block > chain.ups) return;
     const int slices = (m + share.slice - 1) / share.slice;
     const int begin = slices * part / share.parts * share.slice;
     const int end = std::min(m, slices * (part + 1) / share.parts * share.slice), features = end - begin;
     if (block > 0)
-      dots<T, kRows>(static_cast<const T*>(chain.up) + ((block - 1) * m + begin) * k, k, features, k, v, columns,
-                     added, width);
+      dots<T, kRows>(static_cast<const T*>(chain.up) + ((block - 1) * m + begin) * k, k, features, k, v, columns, added,
+                     width);
     const int rows = chain.n;
     for (int r = 0; r < rows; ++r) {
       float* const stream = x + r * width + begin;

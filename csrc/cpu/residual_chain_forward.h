@@ -25,10 +25,8 @@ struct AddAndPrepare {
     for (int r = 0; r < kI; r += kPaired ? 2 : 1)
 #pragma GCC unroll 3
       for (int c = 0; c < kV; ++c) {
-        if constexpr (kPaired)
-          store(next + r / 2 * kTileRows + c * kLanes, pack_bf16(acc[r][c], acc[r + 1][c]));
-        else
-          store(next + r * kTileRows + c * kLanes, acc[r][c]);
+        if constexpr (kPaired) store(next + r / 2 * kTileRows + c * kLanes, pack_bf16(acc[r][c], acc[r + 1][c]));
+        else store(next + r * kTileRows + c * kLanes, acc[r][c]);
       }
   }
 };
@@ -60,8 +58,15 @@ struct ForwardSweep {
   static int64_t floats(const ResidualChain& chain, const Share& share) { return Layout(chain, share).floats(share); }
 
   ForwardSweep(const ResidualChain& chain, const ResidualForward& io, const Share& share, float* scratch)
-      : chain(chain), io(io), share(share), m(chain.m), k(chain.k), tiles(share.tiles), slice(share.slice),
-        x(scratch), layout(chain, share) {
+      : chain(chain),
+        io(io),
+        share(share),
+        m(chain.m),
+        k(chain.k),
+        tiles(share.tiles),
+        slice(share.slice),
+        x(scratch),
+        layout(chain, share) {
     sums = x + layout.x;
     own = sums + share.parts * layout.sums;
   }
@@ -107,12 +112,13 @@ struct ForwardSweep {
       const int64_t row = begin + t * kTileRows;
       float* const tile = x + ((int64_t)t * m + at) * kTileRows;
       const float* in = operand;
-      if (!has_up) read_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features, tile);
+      if (!has_up)
+        read_tile(static_cast<const T*>(io.x) + row * io.x_stride + at, io.x_stride, tile_rows, features, tile);
       if (has_up && has_down) {
         in = add_up(up, v + (int64_t)t * k * kTileRows, features, vectors, tile, scale, shift, operand);
       } else if (has_up) {
         row_product<Number>(up, v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, vectors,
-                                   StoreTile<true>{tile});
+                            StoreTile<true>{tile});
       } else {
         in = prepare<Number>(chain.before(), tile, scale, shift, features, vectors, operand);
       }
@@ -122,7 +128,7 @@ struct ForwardSweep {
       }
       if (has_down)
         row_product<Number>(down, in, k, features / Number::kPerLane, vectors,
-                                   StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
+                            StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
     }
   }
 
@@ -168,11 +174,12 @@ struct ForwardSweep {
         const T* mid = static_cast<const T*>(chain.mid) + block * k * k;
         const float* h = as_operand<Number>(work, k, vectors, pairs);
         row_product<Number>(as_weights<T, Number>(mid, k, k, k, packed), h, k, k / Number::kPerLane, vectors,
-                                   StoreTile<false>{out});
+                            StoreTile<false>{out});
         __builtin_memcpy(work, out, sizeof(float) * k * kTileRows);
         activate_layer(chain.mid_bias, block, 1, tile_rows, row, mine, work);
       }
-      if (io.features && mine) write_tile(work, tile_rows, k, static_cast<T*>(io.features) + (row * chain.l + block) * k, chain.l * k);
+      if (io.features && mine)
+        write_tile(work, tile_rows, k, static_cast<T*>(io.features) + (row * chain.l + block) * k, chain.l * k);
       if (as_operand<Number>(work, k, vectors, out) == work) __builtin_memcpy(out, work, sizeof(float) * k * kTileRows);
     }
   }
