@@ -12,15 +12,11 @@ try:
     from . import _C
 except ImportError as error:
     _C = None
+    _cpp_missing = f"built but not loadable ({error}); build it again for torch {torch.__version__}"
     if error.name == "fastnest._C" or "cannot import name" in str(error):
-        _cpp_missing = (
-            "not built: installed without a C++ compiler; install g++ >= 11, then `pip install` fastnest again"
-        )
-    else:
-        _cpp_missing = f"built but not loadable ({error}); build it again for torch {torch.__version__}"
+        _cpp_missing = "not built: installed without a C++ compiler; install g++ >= 11, then install fastnest again"
 
 CPP_IS_BUILT = _C is not None
-_CPP_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 class Choice(NamedTuple):
@@ -45,12 +41,9 @@ _lock = threading.Lock()
 
 def backends() -> dict[str, str]:
     """Every backend by name: "available", or why it cannot run here and what to do about it."""
-    return {
-        "reference": "available",
-        "cpp": "available" if CPP_IS_BUILT else _cpp_missing,
-        "triton": "not built yet: this version has no Triton kernels; GPU tensors run the reference",
-        "cuda": "not built yet: this version has no CUDA kernels; GPU tensors run the reference",
-    }
+    cpp = "available" if CPP_IS_BUILT else _cpp_missing
+    gpu = "not built yet: this version has no kernels for GPUs; GPU tensors run the reference"
+    return {"reference": "available", "cpp": cpp, "triton": gpu, "cuda": gpu}
 
 
 @contextmanager
@@ -98,7 +91,7 @@ def _why_not_cpp(x: Tensor) -> str | None:
         return f"cpp is {_cpp_missing}"
     if not x.is_cpu:
         return f"no kernels for {x.device.type} tensors yet"
-    if x.dtype not in _CPP_DTYPES:
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{x.dtype} is computed exactly, by the reference; the kernels take float32, bfloat16 and float16"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through the reference"
