@@ -1,15 +1,13 @@
 """dense_chain: L concatenating dense growths on rows as one op, in one buffer."""
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import _backend
 from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
+from . import dense_chain_autograd as autograd
 from .arguments import (
     autocast_dtype,
     cast,
@@ -24,24 +22,9 @@ from .arguments import (
 
 OP = "dense_chain"
 
-if _backend.CPP_IS_BUILT:
-    torch.library.register_fake("fastnest::dense_chain_forward")(reference.dense_chain_forward_fake)
-    torch.library.register_fake("fastnest::dense_chain_backward")(reference.dense_chain_backward_fake)
-    _forward = torch.ops.fastnest.dense_chain_forward.default
-    _backward = torch.ops.fastnest.dense_chain_backward.default
 
-
-class Sizes(NamedTuple):
-    """n rows, m = m_0 features in, and per block the hidden size h_i (0: no hidden layer) and the growth d_i."""
-
-    n: int
-    m: int
-    h: list[int]
-    d: list[int]
-
-
-def check(x: Tensor, weights: Weights) -> Sizes:
-    """The sizes of a call whose arguments fit together; ValueError or TypeError names the one that does not."""
+def check(x: Tensor, weights: Weights) -> None:
+    """All arguments fit together; ValueError or TypeError names the first that does not."""
     blocks = len(weights.weight)
     if blocks == 0:
         raise ValueError(f"{OP}: weight must have at least one block, got an empty list")
@@ -52,8 +35,8 @@ def check(x: Tensor, weights: Weights) -> Sizes:
         raise ValueError(f"{OP}: hidden_bias needs hidden_weight, got no hidden_weight")
     if bool(weights.scale) != bool(weights.shift):
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if weights.scale else 'shift'} alone")
-    n, m = x.shape
-    sizes, expected, width = Sizes(n, m, [], []), [], m
+    expected, width = [], x.shape[1]
+    reads, hides = [], []  # per block: m_{i-1}, and h_i (0: no hidden layer)
     for i, weight in enumerate(weights.weight):
         d, h = _rows("weight", i, weight), 0
         if weights.hidden_weight:
@@ -67,17 +50,16 @@ def check(x: Tensor, weights: Weights) -> Sizes:
             expected.append((("bias", i), weights.bias[i], (d,)))
         if weights.scale:
             expected += (("scale", i), weights.scale[i], (width,)), (("shift", i), weights.shift[i], (width,))
-        sizes.h.append(h)
-        sizes.d.append(d)
+        reads.append(width)
+        hides.append(h)
         width += d
     wrong = misfit(x, expected)
     if wrong is not None:
         (name, i), tensor, shape = wrong
-        match = f"block {i}, which reads {m + sum(sizes.d[:i])} features"
-        if sizes.h[i]:
-            match += f" and hides {sizes.h[i]}"
+        match = f"block {i}, which reads {reads[i]} features"
+        if hides[i]:
+            match += f" and hides {hides[i]}"
         raise_misfit(OP, x, (f"{name}[{i}]", tensor, shape), match)
-    return sizes
 
 
 def _rows(name: str, i: int, weight: Tensor) -> int:
@@ -87,35 +69,6 @@ def _rows(name: str, i: int, weight: Tensor) -> int:
     if weight.dim() != 2 or weight.shape[0] < 1:
         raise ValueError(f"{OP}: {name}[{i}] must be [features out, features in], got {list(weight.shape)}")
     return weight.shape[0]
-
-
-class _DenseChain(torch.autograd.Function):
-    """The kernels' forward and backward. Keeps y (x is its first columns), the weights and `hidden`."""
-
-    @staticmethod
-    def forward(ctx, activation, pre_activation, lengths, x, *flat):
-        y, hidden = _forward(x, *_lists(flat, lengths), activation, pre_activation, True)
-        ctx.save_for_backward(y, hidden, *flat)
-        ctx.activation, ctx.pre_activation, ctx.lengths, ctx.m = activation, pre_activation, lengths, x.shape[1]
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        y, hidden, *flat = ctx.saved_tensors
-        weights = _lists(flat, ctx.lengths)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
-            with torch.autocast(y.device.type, enabled=False):
-                options = ctx.activation, ctx.pre_activation
-                dx, gradients = reference.dense_chain_backward(dy, y[:, : ctx.m], weights, *options)
-        else:
-            dx, *gradients = _backward(rows("dy", dy), y, hidden, *weights, ctx.activation, ctx.pre_activation)
-        return None, None, None, dx, *(g for per_list in gradients for g in per_list)
-
-
-def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
-    ends = list(accumulate(lengths))
-    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))
 
 
 def dense_chain(
@@ -170,9 +123,9 @@ def dense_chain(
     weights = Weights(*([contiguous("a weight", t) for t in tensors] for tensors in weights))
     flat = [t for tensors in weights for t in tensors]
     if not need_grad((x, *flat)):
-        y, _ = _forward(x, *weights, activation, pre_activation, False)
+        y, _ = autograd.kernel_forward(x, *weights, activation, pre_activation, False)
         return y
-    return _DenseChain.apply(activation, pre_activation, tuple(map(len, weights)), x, *flat)
+    return autograd.DenseChainFunction.apply(activation, pre_activation, tuple(map(len, weights)), x, *flat)
 
 
 def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:

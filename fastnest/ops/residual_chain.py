@@ -1,12 +1,11 @@
 """residual_chain: L bottleneck residual blocks on rows as one op."""
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from .. import _backend
 from ..reference import residual_chain as reference
+from ..reference.residual_chain import Inputs
+from . import residual_chain_autograd as autograd
 from .arguments import (
     autocast_dtype,
     cast,
@@ -21,38 +20,9 @@ from .arguments import (
 
 OP = "residual_chain"
 
-if _backend.CPP_IS_BUILT:
-    torch.library.register_fake("fastnest::residual_chain_forward")(reference.residual_chain_forward_fake)
-    torch.library.register_fake("fastnest::residual_chain_backward")(reference.residual_chain_backward_fake)
-    _forward = torch.ops.fastnest.residual_chain_forward.default
-    _backward = torch.ops.fastnest.residual_chain_backward.default
 
-
-class Sizes(NamedTuple):
-    """n rows, m width, k bottleneck features, l blocks, of which `ups` end in an up-projection."""
-
-    n: int
-    m: int
-    k: int
-    l: int
-    ups: int
-
-
-class Inputs(NamedTuple):
-    """The tensors of one call, in the order of every function of this op."""
-
-    x: Tensor
-    down: Tensor
-    down_bias: Tensor | None
-    mid: Tensor | None
-    mid_bias: Tensor | None
-    up: Tensor
-    scale: Tensor | None
-    shift: Tensor | None
-
-
-def check(inputs: Inputs, activation: str, return_features: bool) -> Sizes:
-    """The sizes of a call whose arguments fit together; ValueError or TypeError names the one that does not."""
+def check(inputs: Inputs, activation: str, return_features: bool) -> None:
+    """All arguments fit together; ValueError or TypeError names the first that does not."""
     x, down, down_bias, mid, mid_bias, up, scale, shift = inputs
     check_activation(OP, activation)
     if not isinstance(down, Tensor) or down.dim() != 3 or 0 in down.shape:
@@ -64,7 +34,7 @@ def check(inputs: Inputs, activation: str, return_features: bool) -> Sizes:
     if features != m:
         raise ValueError(f"{OP}: x must have {m} features to match down {[l, k, m]}, got x {[n, features]}")
     # One block less ends in its features, which then have to be asked for.
-    ups = l - 1 if return_features and isinstance(up, Tensor) and up.shape[0] == l - 1 else l
+    ups = l - 1 if return_features and isinstance(up, Tensor) and up.shape[:1] == (l - 1,) else l
     expected = (
         ("down", down, (l, k, m)),
         ("down_bias", down_bias, (l, k)),
@@ -83,44 +53,6 @@ def check(inputs: Inputs, activation: str, return_features: bool) -> Sizes:
         raise ValueError(f"{OP}: mid_bias needs mid, got mid None")
     if (scale is None) != (shift is None):
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if shift is None else 'shift'} alone")
-    return Sizes(n, m, k, l, ups)
-
-
-class _ResidualChain(torch.autograd.Function):
-    """The kernels' forward and backward. Keeps the inputs, the end of the stream, and `hidden` [n, l, 1 or 2, k].
-
-    Returns y, and second the features if asked for: as `hidden` where the kernel keeps the same values there.
-    """
-
-    @staticmethod
-    def forward(ctx, activation, pre_activation, return_features, *inputs):
-        y, features, hidden, stream = _forward(*inputs, activation, pre_activation, return_features, True)
-        # The kernel's float32 stream ends in y itself; a rounded y would not give the stream back.
-        stream = y if y.dtype is torch.float32 else stream
-        ctx.save_for_backward(*inputs, stream, hidden)
-        ctx.activation, ctx.pre_activation = activation, pre_activation
-        ctx.set_materialize_grads(False)
-        if not return_features:
-            return y
-        return y, hidden if reference.features_in_hidden(activation, Inputs(*inputs).mid) else features
-
-    @staticmethod
-    def backward(ctx, dy, dfeatures=None):
-        *inputs, stream, hidden = ctx.saved_tensors
-        inputs = Inputs(*inputs)
-        if dfeatures is not None and dfeatures.dim() == 4:
-            dfeatures = dfeatures.squeeze(2)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
-            with torch.autocast(inputs.x.device.type, enabled=False):
-                options = ctx.activation, ctx.pre_activation
-                gradients = reference.residual_chain_backward(dy, dfeatures, *inputs, *options)
-        else:
-            dy, dfeatures = rows("dy", dy), contiguous("dfeatures", dfeatures)
-            x, *weights = inputs
-            gradients = _backward(dy, dfeatures, x, stream, hidden, *weights, ctx.activation, ctx.pre_activation)
-            gradients = [None if t is None else g for t, g in zip(inputs, gradients, strict=True)]
-        return None, None, None, *gradients
 
 
 def residual_chain(
@@ -175,9 +107,9 @@ def residual_chain(
         return (y, features) if return_features else y
     inputs = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
     if not need_grad(inputs):
-        y, features, _, _ = _forward(*inputs, activation, pre_activation, return_features, False)
+        y, features, _, _ = autograd.kernel_forward(*inputs, activation, pre_activation, return_features, False)
         return (y, features) if return_features else y
     if not return_features:
-        return _ResidualChain.apply(activation, pre_activation, False, *inputs)
-    y, features = _ResidualChain.apply(activation, pre_activation, True, *inputs)
+        return autograd.ResidualChainFunction.apply(activation, pre_activation, False, *inputs)
+    y, features = autograd.ResidualChainFunction.apply(activation, pre_activation, True, *inputs)
     return y, features.squeeze(2) if features.dim() == 4 else features

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from .activation import IDEMPOTENT, activate, activate_backward
 
 
-class Gradients(NamedTuple):
-    """One gradient per tensor argument, in the order of the arguments; None where that argument is absent."""
+class Inputs(NamedTuple):
+    """The tensors of one call, in the order of every function of this op; None is absent. Also their gradients."""
 
     x: Tensor
     down: Tensor
@@ -84,7 +84,7 @@ def residual_chain_backward(
     shift: Tensor | None,
     activation: str,
     pre_activation: bool,
-) -> Gradients:
+) -> Inputs:
     """The gradients of every tensor given those of y [n, m] and of the features [n, l, k] (either may be None).
 
     From block L down to 1, with g = dL/dx_i and w_i the gradient of the features from outside:
@@ -146,7 +146,7 @@ def residual_chain_backward(
             return None
         return torch.stack(gradients) if gradients else torch.zeros_like(argument)
 
-    return Gradients(
+    return Inputs(
         x=g,
         down=stacked(ddown, down),
         down_bias=stacked(ddown_bias, down_bias),

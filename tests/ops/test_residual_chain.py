@@ -5,7 +5,6 @@ import torch
 
 from fastnest import _backend
 from fastnest.functional import residual_chain
-from fastnest.ops.residual_chain import Inputs
 from fastnest.reference import residual_chain as reference
 from fastnest.reference.activation import ACTIVATIONS, second_moment
 from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, run, small_inputs
@@ -17,7 +16,7 @@ needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernel
 
 def in_order(tensors):
     """A case's tensors in the order of reference.residual_chain_forward."""
-    return [tensors.get(name) for name in Inputs._fields]
+    return [tensors.get(name) for name in reference.Inputs._fields]
 
 
 @pytest.mark.parametrize("one", SMALL, ids=str)
