@@ -9,6 +9,7 @@
 
 #include "common/instruction_set.h"
 #include "common/peak.h"
+#include "cpu/scratch.h"
 
 STABLE_TORCH_LIBRARY(fastnest, m) {
   m.def(
@@ -78,6 +79,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", [] { return fastnest::name_of(fastnest::instruction_set()); }, "The one in use.");
   m.def("force_instruction_set", &fastnest::force, pybind11::arg("name"),
         "Uses the named instruction set from now on, for tests; an empty name chooses the best again.");
+  m.def("release_scratch", &fastnest::Scratch::release,
+        "Frees the scratch memory that the kernels keep between calls (at most four buffers of 16 MiB).");
   m.def("peak_gflops", &fastnest::peak_gflops, pybind11::arg("dtype"), pybind11::arg("seconds"),
         "Multiply-adds of independent registers on one core, in GFLOP/s, for dtype 'float32' or 'bfloat16'.");
 }

@@ -20,6 +20,10 @@ class Scratch {
     auto& kept = pool().kept;
     if (buffer_.numel() <= kMostFloats && kept.size() < kMostKept) kept.push_back(std::move(buffer_));
   }
+  static void release() {
+    std::lock_guard lock(pool().mutex);
+    pool().kept.clear();
+  }
   float* data() { return buffer_.mutable_data_ptr<float>(); }
 
  private:
