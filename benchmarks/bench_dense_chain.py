@@ -116,7 +116,7 @@ def problem(case: Case) -> Problem:
     )
     return Problem(
         forms={name: Form(call, leaf([x, *tensors])) for name, call in named},
-        flops=testing.flops(cost),
+        flops=testing.flops(cost, case.mode == "train"),
         bytes=testing.bytes_moved(cost, dtype),
     )
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from fastnest import models
+from fastnest import models, testing
 from fastnest.benchmarks import bench_dense_chain, bench_residual_chain
 from fastnest.benchmarks.contest import Case, Form, Problem, leaf
 
@@ -100,9 +100,10 @@ def problem(case: Case) -> Problem:
     n = case.sizes["n"]
     x = torch.randn(n, case.sizes["in"], generator=torch.Generator().manual_seed(0)).to(dtype)
     parameters = list(model.parameters())
+    maps = (p.shape for name, p in model.named_parameters() if "bias" not in name)
     return Problem(
         forms=forms(case.subject, model, x),
-        flops=2 * n * sum(p.numel() for name, p in model.named_parameters() if "bias" not in name),
+        flops=testing.flops_of_maps(n, maps, case.mode == "train"),
         bytes=sum(t.nbytes for t in (x, *parameters)) + n * case.sizes["out"] * x.element_size(),
     )
 

@@ -122,7 +122,7 @@ def problem(case: Case) -> Problem:
             "eager": Form(eager, leaf([x, *blocks]), by_block(l)),
             "in-place": Form(in_place, leaf([x, *blocks]), by_block(l)),
         },
-        flops=testing.flops(cost),
+        flops=testing.flops(cost, case.mode == "train"),
         bytes=testing.bytes_moved(cost, dtype),
     )
 

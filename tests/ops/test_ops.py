@@ -290,6 +290,11 @@ def test_flops_and_bytes(one):
     with kernel("reference"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         y = as_tuple(one.call(tensors))[0]
     assert flops(one) == counter.get_total_flops()
+    leaves = flat(tensors)
+    with kernel("reference"), FlopCounterMode(display=False) as counter:
+        y = as_tuple(one.call(unflat(leaves)))[0]
+        torch.autograd.grad(y.sum(), list(leaves.values()), allow_unused=True)
+    assert flops(one, training=True) == counter.get_total_flops()
     assert bytes_moved(one, torch.float32) == sum(t.nbytes for t in (y, *flat(tensors).values()))
 
 
