@@ -13,10 +13,10 @@ from .sizes import check_features, check_options, check_rows, check_size
 class ResidualChain(torch.nn.Module):
     """L bottleneck residual blocks, x_i = x_{i-1} + up_i v_i with v_i = f(down_i f(x_{i-1}) + down_bias_i), as one op.
 
-    See `fastnest.functional.residual_chain`. With norm="batch" a batch norm stands before every activation: over the
-    width (where pre_activation) and after every linear map but up, whose bias it replaces. Training then runs block by
-    block in torch, with the exact statistics of the batch; evaluation folds all of them into the weights and runs the
-    op.
+    See `fastnest.functional.residual_chain`, also for the known limit of its backward at exact zeros. With
+    norm="batch" a batch norm stands before every activation: over the width (where pre_activation) and after every
+    linear map but up, whose bias it replaces. Training then runs block by block in torch, with the exact statistics of
+    the batch; evaluation folds all of them into the weights and runs the op.
 
     Args:
         width: features m of x.

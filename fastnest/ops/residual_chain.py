@@ -76,6 +76,10 @@ def residual_chain(
     folded batch norm). With one block less in `up`, the last block yields its features only, and x_L = x_{L-1}
     (A-ResNEst).
 
+    The compiled backward keeps of the stream only x_0 and x_L and steps back, x_{i-1} = x_i - up_i v_i, rounding once a
+    step. Known limit: where the first relu of a block other than the first reads exactly 0, the backward may see
+    +-rounding there instead, so that relu's mask is 1 where torch's is 0 (leaky_relu: 1 for its slope).
+
     Args:
         x: the rows [n, m], float32, bfloat16 or float16 for the kernels (float64 runs the reference). Rows may be
             strided; where the stride along features is not 1 the kernel reads a copy.
