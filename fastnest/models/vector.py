@@ -79,7 +79,26 @@ def _linear(inputs: int, outputs: int, fan_in: int | None = None, **factory) -> 
     return linear
 
 
-class ResNEst(torch.nn.Module):
+class _ResidualModel(torch.nn.Module):
+    """What ResNEst and AResNEst share: expand (W_0), the chain of blocks, and the features."""
+
+    def __init__(
+        self, in_features: int, out_features: int, width, bottleneck, blocks, last_up: bool, options: dict, **factory
+    ):
+        super().__init__()
+        model = type(self).__name__
+        check_size(model, "in_features", in_features)
+        check_size(model, "out_features", out_features)
+        self.chain = _residual_blocks(model, width, bottleneck, blocks, last_up, options, **factory)
+        self.expand = _linear(in_features, width, **factory)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """[v_0, v_1, ..., v_L] with v_0 = x."""
+        _, features = self.chain(self.expand(x), return_features=True)
+        return [x, *(features.unbind(1) if isinstance(features, Tensor) else features)]
+
+
+class ResNEst(_ResidualModel):
     """y = W_{L+1} x_L with x_0 = W_0 x and x_i = x_{i-1} + W_i v_i, v_i = G_i(x_{i-1}): linear in the features v_i.
 
     Args:
@@ -107,26 +126,17 @@ class ResNEst(torch.nn.Module):
         dtype=None,
         **options,
     ):
-        super().__init__()
-        check_size("ResNEst", "in_features", in_features)
-        check_size("ResNEst", "out_features", out_features)
         factory = {"device": device, "dtype": dtype}
-        self.chain = _residual_blocks("ResNEst", width, bottleneck, blocks, True, options, **factory)
-        self.expand = _linear(in_features, width, **factory)
+        super().__init__(in_features, out_features, width, bottleneck, blocks, True, options, **factory)
         self.head_norm = torch.nn.BatchNorm1d(width, **factory) if head_norm else None
         self.head = _linear(width, out_features, **factory)
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """[v_0, v_1, ..., v_L] with v_0 = x."""
-        _, features = self.chain(self.expand(x), return_features=True)
-        return [x, *(features.unbind(1) if isinstance(features, Tensor) else features)]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.chain(self.expand(x))
         return self.head(x if self.head_norm is None else self.head_norm(x))
 
 
-class AResNEst(torch.nn.Module):
+class AResNEst(_ResidualModel):
     """y = sum_{i=0..L} H_i v_i with the features v_i of a ResNEst, v_0 = x: every feature has a linear map of its own.
 
     Args: as `ResNEst`, without head_norm.
@@ -147,17 +157,13 @@ class AResNEst(torch.nn.Module):
         dtype=None,
         **options,
     ):
-        super().__init__()
-        check_size("AResNEst", "in_features", in_features)
-        check_size("AResNEst", "out_features", out_features)
         factory = {"device": device, "dtype": dtype}
-        self.chain = _residual_blocks("AResNEst", width, bottleneck, blocks, False, options, **factory)
+        super().__init__(in_features, out_features, width, bottleneck, blocks, False, options, **factory)
         if isinstance(self.chain, ResidualChain):
             self.feature_sizes = [self.chain.bottleneck] * self.chain.blocks
         else:
             self.feature_sizes = [block.features for block in self.chain]
         features = sum(self.feature_sizes)
-        self.expand = _linear(in_features, width, **factory)
         self.head_input = _linear(in_features, out_features, in_features + features, **factory)
         self.head = _linear(features, out_features, in_features + features, **factory)
 
@@ -165,11 +171,6 @@ class AResNEst(torch.nn.Module):
     def heads(self) -> list[Tensor]:
         """[H_0, H_1, ..., H_L], views of the weights."""
         return [self.head_input.weight, *self.head.weight.split(self.feature_sizes, dim=1)]
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """[v_0, v_1, ..., v_L] with v_0 = x."""
-        _, features = self.chain(self.expand(x), return_features=True)
-        return [x, *(features.unbind(1) if isinstance(features, Tensor) else features)]
 
     def forward(self, x: Tensor) -> Tensor:
         _, features = self.chain(self.expand(x), return_features=True)
