@@ -77,10 +77,11 @@ class ResidualChain(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He's initialisation, with up smaller by sqrt(blocks): x_L has at most e times the variance of x at any depth.
+        """He's initialisation, with up smaller by sqrt(blocks): x_L has about e times the mean square of x.
 
-        Every linear map keeps the mean square of its input (He et al. 2015, section 2.2); the sum of `blocks` branches
-        of variance 1 / blocks each (Zhang et al. 2019, Fixup, section 2) then grows as (1 + 1 / blocks)^blocks.
+        Every linear map keeps the mean square of its input if that is symmetric about 0 (He et al. 2015, section 2.2;
+        for gelu, silu and tanh if it is about 1 too). Each of `blocks` branches adds 1 / blocks of the stream's mean
+        square (Zhang et al. 2019, Fixup, section 2), which then grows by (1 + 1 / blocks)^blocks < e.
         """
         gain = second_moment(self.activation) ** -0.5
         first = gain if self.pre_activation else 1.0
