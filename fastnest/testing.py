@@ -215,13 +215,11 @@ def kernels() -> list[str]:
 @contextmanager
 def instruction_set(name: str):
     """The C++ kernels run on this instruction set (one of `fastnest._C.instruction_sets()`) inside the block."""
-    from . import _C
-
-    _C.force_instruction_set(name)
+    _backend._C.force_instruction_set(name)
     try:
         yield
     finally:
-        _C.force_instruction_set("")
+        _backend._C.force_instruction_set("")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Checks of what the modules are made from."""
+"""Checks of what modules are made from, called with, and get from modules inside them."""
 
 from collections.abc import Sequence
 from typing import Any

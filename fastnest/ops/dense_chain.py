@@ -23,8 +23,9 @@ from .arguments import (
 OP = "dense_chain"
 
 
-def check(x: Tensor, weights: Weights) -> None:
+def check(x: Tensor, weights: Weights, activation: str) -> None:
     """All arguments fit together; ValueError or TypeError names the first that does not."""
+    check_activation(OP, activation)
     blocks = len(weights.weight)
     if blocks == 0:
         raise ValueError(f"{OP}: weight must have at least one block, got an empty list")
@@ -109,14 +110,13 @@ def dense_chain(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
     """
     check_rows(OP, x)
-    check_activation(OP, activation)
     given = (weight, bias, hidden_weight, hidden_bias, scale, shift)
     weights = Weights(*map(_as_list, Weights._fields, given))
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
         weights = Weights(*([cast(tensor, dtype) for tensor in tensors] for tensors in weights))
-    check(x, weights)
+    check(x, weights, activation)
     if _backend.choose(OP, x) == "reference":
         return reference.dense_chain_forward(x, weights, activation, pre_activation)
     x = rows("x", x)
