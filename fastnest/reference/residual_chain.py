@@ -33,9 +33,25 @@ class Inputs(NamedTuple):
     shift: Tensor | None
 
 
-def _block(blocks: Tensor | None, l: int) -> tuple:
-    # unbind, whose gradient is one stack: the gradient of blocks[i] would be as large as all of blocks.
-    return (None,) * l if blocks is None else blocks.unbind(0)
+def _blocks(down: Tensor, *weights: Tensor | None) -> list[tuple]:
+    """The weights block by block: l tuples of tensors, None where absent."""
+    # unbind, whose gradient is one stack: the gradient of weight[i] would be as large as all of weight.
+    l = down.shape[0]
+    return list(zip(*((None,) * l if t is None else t.unbind(0) for t in (down, *weights)), strict=True))
+
+
+def _features(x: Tensor, block: tuple, activation: str, pre_activation: bool) -> dict[str, Tensor | None]:
+    """Every value of one block by name: u, a, z, h, z_mid (z', None without mid) and v, its features."""
+    down, down_bias, mid, mid_bias, scale, shift = block
+    u = x if scale is None else torch.addcmul(shift, x, scale)
+    a = activate(activation, u) if pre_activation else u
+    z = F.linear(a, down, down_bias)
+    h = v = activate(activation, z)
+    z_mid = None
+    if mid is not None:
+        z_mid = F.linear(h, mid, mid_bias)
+        v = activate(activation, z_mid)
+    return {"u": u, "a": a, "z": z, "h": h, "z_mid": z_mid, "v": v}
 
 
 def residual_chain_forward(
@@ -52,16 +68,10 @@ def residual_chain_forward(
     features: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """x_L [n, m], and the features v_1..v_L [n, l, k] if asked for."""
-    l = down.shape[0]
-    weights = zip(*(_block(t, l) for t in (down, down_bias, mid, mid_bias, scale, shift)), strict=True)
     ups = up.unbind(0)
     kept = []
-    for i, (down_i, down_bias_i, mid_i, mid_bias_i, scale_i, shift_i) in enumerate(weights):
-        u = x if scale_i is None else torch.addcmul(shift_i, x, scale_i)
-        a = activate(activation, u) if pre_activation else u
-        v = activate(activation, F.linear(a, down_i, down_bias_i))
-        if mid_i is not None:
-            v = activate(activation, F.linear(v, mid_i, mid_bias_i))
+    for i, block in enumerate(_blocks(down, down_bias, mid, mid_bias, scale, shift)):
+        v = _features(x, block, activation, pre_activation)["v"]
         if features:
             kept.append(v)
         if i < len(ups):
@@ -97,54 +107,42 @@ def residual_chain_backward(
 
     The stream x_0..x_L is computed again from x. Made of differentiable operations, so it has derivatives of its own.
     """
-    l, blocks_up = down.shape[0], up.shape[0]
-    downs, down_biases, mids, mid_biases, scales, shifts = (
-        _block(t, l) for t in (down, down_bias, mid, mid_bias, scale, shift)
-    )
     ups = up.unbind(0)
-
-    stream, a, u, z, h, z_mid, v = ([None] * l for _ in range(7))
-    for i in range(l):
-        stream[i] = x
-        u[i] = x if scale is None else torch.addcmul(shifts[i], x, scales[i])
-        a[i] = activate(activation, u[i]) if pre_activation else u[i]
-        z[i] = F.linear(a[i], downs[i], down_biases[i])
-        h[i] = v[i] = activate(activation, z[i])
-        if mid is not None:
-            z_mid[i] = F.linear(h[i], mids[i], mid_biases[i])
-            v[i] = activate(activation, z_mid[i])
-        if i < blocks_up:
-            x = x + F.linear(v[i], ups[i])
+    blocks = []
+    for i, block in enumerate(_blocks(down, down_bias, mid, mid_bias, scale, shift)):
+        blocks.append((x, block, _features(x, block, activation, pre_activation)))
+        if i < len(ups):
+            x = x + F.linear(blocks[i][2]["v"], ups[i])
 
     g = torch.zeros_like(x) if dy is None else dy
-    ddown, ddown_bias, dmid, dmid_bias, dscale, dshift = ([None] * l for _ in range(6))
-    dup = [None] * blocks_up
-    for i in reversed(range(l)):
-        dv = torch.zeros_like(v[i]) if dfeatures is None else dfeatures[:, i]
-        if i < blocks_up:
-            dup[i] = g.t() @ v[i]
+    ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift = ([] for _ in range(7))
+    for i, (x, (down_i, _, mid_i, _, scale_i, _), at) in reversed(list(enumerate(blocks))):
+        dv = torch.zeros_like(at["v"]) if dfeatures is None else dfeatures[:, i]
+        if i < len(ups):
+            dup.append(g.t() @ at["v"])
             dv = dv + g @ ups[i]
-        if mid is not None:
-            dz_mid = activate_backward(activation, dv, z_mid[i])
-            dmid[i] = dz_mid.t() @ h[i]
-            dmid_bias[i] = dz_mid.sum(0)
-            dv = dz_mid @ mids[i]
-        dz = activate_backward(activation, dv, z[i])
-        ddown[i] = dz.t() @ a[i]
-        ddown_bias[i] = dz.sum(0)
-        du = dz @ downs[i]
+        if mid_i is not None:
+            dz_mid = activate_backward(activation, dv, at["z_mid"])
+            dmid.append(dz_mid.t() @ at["h"])
+            dmid_bias.append(dz_mid.sum(0))
+            dv = dz_mid @ mid_i
+        dz = activate_backward(activation, dv, at["z"])
+        ddown.append(dz.t() @ at["a"])
+        ddown_bias.append(dz.sum(0))
+        du = dz @ down_i
         if pre_activation:
-            du = activate_backward(activation, du, u[i])
-        if scale is not None:
-            dscale[i] = (du * stream[i]).sum(0)
-            dshift[i] = du.sum(0)
-            du = du * scales[i]
+            du = activate_backward(activation, du, at["u"])
+        if scale_i is not None:
+            dscale.append((du * x).sum(0))
+            dshift.append(du.sum(0))
+            du = du * scale_i
         g = g + du
 
-    def stacked(gradients: list, argument: Tensor | None) -> Tensor | None:
+    def stacked(gradients: list[Tensor], argument: Tensor | None) -> Tensor | None:
+        """From the last block to the first, as the argument lies: from the first to the last."""
         if argument is None:
             return None
-        return torch.stack(gradients) if gradients else torch.zeros_like(argument)
+        return torch.stack(gradients[::-1]) if gradients else torch.zeros_like(argument)
 
     return Inputs(
         x=g,
