@@ -169,6 +169,7 @@ WRONG = [
     (ValueError, {"up": zeros(2, 5, 4)}, "up must be [3, 5, 4] to match down [3, 4, 5], got up [2, 5, 4]"),
     (ValueError, {"up": zeros(1, 5, 4), "return_features": True}, "up must be [3, 5, 4] to match down [3, 4, 5], got"),
     (ValueError, {"up": zeros(())}, "up must be [3, 5, 4] to match down [3, 4, 5], got up []"),
+    (ValueError, {"up": zeros(()), "return_features": True}, "up must be [3, 5, 4] to match down [3, 4, 5], got up []"),
     (TypeError, {"up": None}, "up must be a torch.Tensor, got NoneType"),
     (TypeError, {"up": zeros(3, 5, 4).bfloat16()}, "up must be torch.float32 as x is, got torch.bfloat16"),
     (ValueError, {"up": zeros(3, 5, 4, device="meta")}, "up must be on cpu as x is, got meta"),
