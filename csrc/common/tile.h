@@ -47,7 +47,7 @@ FASTNEST_INLINE void store_first(T* p, Vec v, int count) {
   __builtin_memcpy(p, lane, count * sizeof(T));
 }
 
-constexpr int kPrefetch = 256;  // bytes ahead in every row: rows are short pieces of many streams
+constexpr int kPrefetch = 512;  // bytes ahead in every row: rows are short pieces of many streams
 
 constexpr int vectors_for(int rows) { return (rows + kLanes - 1) / kLanes; }
 

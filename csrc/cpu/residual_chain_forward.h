@@ -81,7 +81,20 @@ struct ForwardSweep {
     if (block < chain.l) __builtin_memset(sums_of(block, part), 0, layout.sums / 2 * sizeof(float));
     const int slices = (m + slice - 1) / slice;
     const int last = slices * (part + 1) / share.parts;
-    for (int s = slices * part / share.parts; s < last; ++s) sweep_slice(begin, rows, block, s * slice, part);
+    for (int s = slices * part / share.parts; s < last; ++s) {
+      if (block > 0) prefetch_next(begin, rows, (block - 1) * slices + s, chain.l * slices);
+      sweep_slice(begin, rows, block, s * slice, part);
+    }
+  }
+
+  // A share of the next group's x, so that its rows are near when this group is done.
+  void prefetch_next(int64_t begin, int rows, int64_t share_at, int64_t shares) const {
+    const int64_t next = begin + rows, end = std::min(share.end, next + rows);
+    if (next >= end) return;
+    const int64_t first = next + (end - next) * share_at / shares, last = next + (end - next) * (share_at + 1) / shares;
+    for (int64_t row = first; row < last; ++row)
+      for (int64_t byte = 0; byte < m * (int64_t)sizeof(T); byte += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(static_cast<const T*>(io.x) + row * io.x_stride) + byte, 0, 2);
   }
 
   float* sums_of(int64_t block, int part) const { return sums + part * layout.sums + block % 2 * (layout.sums / 2); }
