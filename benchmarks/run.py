@@ -1,8 +1,9 @@
 """The paired run: every case in two child processes, as shipped and fair, into one JSON.
 
 "As shipped" is torch from the package index. torch's MKL picks its float32 code by the CPU's vendor, which on some AMD
-CPUs costs most of their speed; "fair" answers yes to that question (a preloaded stub of mkl_serv_intel_cpu_true, compiled
-on the fly) and lets torch's allocator use huge pages, so that a ratio says what the kernel does and not what MKL does not.
+CPUs costs most of their speed; "fair" answers yes to that question (a preloaded stub of mkl_serv_intel_cpu_true,
+compiled on the fly) and lets torch's allocator use huge pages, so that a ratio says what the kernel does and not what
+MKL does not.
 """
 
 import json

@@ -5,3 +5,4 @@
 #include "common/gemm.h"
 #include "common/operand.h"
 #include "common/gradient.h"
+#include "common/few_rows.h"

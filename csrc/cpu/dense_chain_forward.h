@@ -24,6 +24,7 @@ struct DenseForwardSweep {
     int64_t floats(const Share& share) const { return prefix + share.parts * (sums + own); }
   };
   const Layout layout;
+  static int64_t floats(const DenseChain& chain, const Share& share) { return Layout(chain, share).floats(share); }
   float *prefix, *sums, *own;
 
   DenseForwardSweep(const DenseChain& chain, const DenseForward& io, const Share& share, float* scratch)
@@ -189,18 +190,27 @@ static auto with_dense_types(const DenseChain& chain, Work&& work) {
   return with_types(chain.element, chain.even(), work);
 }
 
-static int64_t dense_forward_scratch(const DenseChain& chain, const Share& share) {
+// Calls work with the type of sweep that suits the chain's element type and number of rows.
+template <class Work>
+static auto with_dense_forward_sweep(const DenseChain& chain, Work&& work) {
   return with_dense_types(chain, [&](auto element, auto number) {
-    return typename DenseForwardSweep<decltype(element), decltype(number)>::Layout(chain, share).floats(share);
+    using T = decltype(element);
+    if (chain.n > kFewRows) return work.template operator()<DenseForwardSweep<T, decltype(number)>>();
+    if (chain.n == 1) return work.template operator()<DenseFewRowsSweep<T, 1>>();
+    return work.template operator()<DenseFewRowsSweep<T, kFewRows>>();
   });
+}
+
+static int64_t dense_forward_scratch(const DenseChain& chain, const Share& share) {
+  return with_dense_forward_sweep(chain, [&]<class Sweep>() { return Sweep::floats(chain, share); });
 }
 
 static void dense_forward(const DenseChain& chain, const DenseForward& io, const Share& share, float* scratch,
                           Lockstep& team, int member) {
-  with_dense_types(chain, [&](auto element, auto number) {
-    DenseForwardSweep<decltype(element), decltype(number)> sweep(chain, io, share, scratch);
+  with_dense_forward_sweep(chain, [&]<class Sweep>() {
     const int64_t rows = (int64_t)share.tiles * kTileRows;
-    team.work(member, (share.end - share.begin + rows - 1) / rows * (int64_t)(chain.blocks.size() + 1), sweep);
+    team.work(member, (share.end - share.begin + rows - 1) / rows * (int64_t)(chain.blocks.size() + 1),
+              Sweep(chain, io, share, scratch));
     return 0;
   });
 }

@@ -2,43 +2,6 @@
 // the weights' rows as they lie in memory, one product's results are summed across lanes at its end, and the parts of
 // the width are shared among threads as in residual_chain_forward.h.
 
-constexpr int kFewRows = 2;  // from three on, lanes of rows are the faster way
-
-// out[row][j] = sum_p w[j][p] in[row][p] for j < count; in has rows of `stride` floats, zero up to whole vectors.
-template <class T, int kRows>
-static void dots(const T* w, int64_t w_stride, int count, int size, const float* in, int64_t stride, float* out,
-                 int64_t out_stride) {
-  constexpr int kAtOnce = 8;
-  const int whole = size / kLanes * kLanes;
-  for (int j = 0; j < count; j += kAtOnce) {
-    const int many = count - j < kAtOnce ? count - j : kAtOnce;
-    Vec acc[kAtOnce][kRows];
-#pragma GCC unroll 8
-    for (int a = 0; a < kAtOnce; ++a)
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[a][r] = Vec{};
-    const T* row[kAtOnce];
-    for (int a = 0; a < kAtOnce; ++a) row[a] = w + (j + (a < many ? a : 0)) * w_stride;
-    for (int p = 0; p < whole; p += kLanes) {
-      Vec x[kRows];
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) x[r] = load(in + r * stride + p);
-#pragma GCC unroll 8
-      for (int a = 0; a < kAtOnce; ++a) {
-        const Vec weight = load(row[a] + p);
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) acc[a][r] = fma(weight, x[r], acc[a][r]);
-      }
-    }
-    if (whole < size)
-      for (int a = 0; a < kAtOnce; ++a)
-        for (int r = 0; r < kRows; ++r)
-          acc[a][r] = fma(load_first(row[a] + whole, size - whole), load(in + r * stride + whole), acc[a][r]);
-    for (int a = 0; a < many; ++a)
-      for (int r = 0; r < kRows; ++r) out[r * out_stride + j + a] = sum(acc[a][r]);
-  }
-}
-
 template <class T, int kRows>
 struct FewRowsSweep {
   const ResidualChain& chain;
@@ -137,23 +100,12 @@ struct FewRowsSweep {
   }
 
   void activate_layer(const void* bias, int64_t block, int layer, bool mine, float* z) const {
-    const bool keep_output = idempotent(chain.activation);
     for (int r = 0; r < kRows; ++r) {
       float* const row = z + r * columns;
       T* const kept = io.hidden && mine && r < chain.n
                           ? static_cast<T*>(io.hidden) + ((r * chain.l + block) * chain.layers() + layer) * k
                           : nullptr;
-      with_activation(chain.activation, [&](auto kind) {
-        for (int j = 0; j < k; j += kLanes) {
-          Vec u = load_first(row + j, k - j);
-          if (bias) u += load_first(static_cast<const T*>(bias) + block * k + j, k - j);
-          u = round_to<T>(u);
-          const Vec output = round_to<T>(activate<decltype(kind)::value>(u));
-          if (kept) store_first(kept + j, keep_output ? output : u, k - j);
-          store(row + j, Vec{});
-          store_first(row + j, output, k - j);
-        }
-      });
+      finish_row(chain.activation, row, bias ? static_cast<const T*>(bias) + block * k : nullptr, k, kept);
     }
   }
 };
