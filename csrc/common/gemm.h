@@ -100,8 +100,10 @@ FASTNEST_INLINE void row_product(Weights w, const float* b, int rows, int steps,
   }
 }
 
-// The plainest epilogue: out[i][row] (+)= acc.
-template <bool kAdd>
+// The plainest epilogue: out[i][row] = acc, += acc or -= acc.
+enum class Write { kSet, kAdd, kSubtract };
+
+template <Write kWrite>
 struct StoreTile {
   float* out;
   template <int kI, int kV>
@@ -112,7 +114,8 @@ struct StoreTile {
 #pragma GCC unroll 3
       for (int c = 0; c < kV; ++c) {
         float* p = to + r * kTileRows + c * kLanes;
-        store(p, kAdd ? load(p) + acc[r][c] : acc[r][c]);
+        if constexpr (kWrite == Write::kSet) store(p, acc[r][c]);
+        else store(p, kWrite == Write::kAdd ? load(p) + acc[r][c] : load(p) - acc[r][c]);
       }
   }
 };

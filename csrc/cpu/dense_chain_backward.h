@@ -176,7 +176,7 @@ struct DenseBackwardSweep {
         const T* const matrix = static_cast<const T*>(block.weight);
         row_product<Number>(as_transposed_weights<T, Number>(matrix, h, d, h, 1, o.packed),
                             as_operand<Number>(dq, d, vectors, pairs), h, d / Number::kPerLane, vectors,
-                            StoreTile<false>{dh});
+                            StoreTile<Write::kSet>{dh});
         multiply_by_derivative<T>(chain.activation, value, h, value, dh);
         if (part == 0) {
           as_right<Number>(value, h, columns, right);
@@ -208,11 +208,11 @@ struct DenseBackwardSweep {
     for (int t = 0; t < many; ++t) {
       const float* const dz = o.dz + (int64_t)t * widest * kTileRows;
       if (shared()) {
-        row_product<Number>(w, dz, count, wide / Number::kPerLane, vectors, StoreTile<true>{at(g, t, first)});
+        row_product<Number>(w, dz, count, wide / Number::kPerLane, vectors, StoreTile<Write::kAdd>{at(g, t, first)});
         continue;
       }
       float *const da = o.left + tiles * slice_tile, *const value = da + slice_tile, *const a = o.left + t * slice_tile;
-      row_product<Number>(w, dz, count, wide / Number::kPerLane, vectors, StoreTile<false>{da});
+      row_product<Number>(w, dz, count, wide / Number::kPerLane, vectors, StoreTile<Write::kSet>{da});
       pull_back(chain.before(), at(prefix, t, first), da, o.affine, o.affine + slice, count, at(g, t, first), value,
                 into.scale + first, into.shift + first);
       if (as_left<Number>(value, count, a) == value) __builtin_memcpy(a, value, sizeof(float) * count * kTileRows);

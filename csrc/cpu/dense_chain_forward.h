@@ -114,7 +114,7 @@ struct DenseForwardSweep {
         const float* in = prefix_at(t, at);
         if (chain.affine()) in = prepare<Number>(chain.before(), in, affine, affine + slice, count, vectors, operand);
         row_product<Number>(w, in, out, count / Number::kPerLane, vectors,
-                            StoreTile<true>{sums_of(i, part) + (int64_t)t * widest * kTileRows});
+                            StoreTile<Write::kAdd>{sums_of(i, part) + (int64_t)t * widest * kTileRows});
       }
     });
   }
@@ -140,7 +140,7 @@ struct DenseForwardSweep {
           const int64_t j = at - block.m;
           const T* const matrix = static_cast<const T*>(block.weight) + j * block.h;
           row_product<Number>(as_weights<T, Number>(matrix, block.h, count, block.h, packed), h, count,
-                              block.h / Number::kPerLane, vectors, StoreTile<false>{q});
+                              block.h / Number::kPerLane, vectors, StoreTile<Write::kSet>{q});
           add_bias(q, from(block.bias, j), count, vectors);
           finish_growth(q, count, tile_rows, kept ? kept + block.h + j : nullptr);
           append(q, count, tile_rows, row, t, at);

@@ -33,22 +33,6 @@ struct ResidualSums {
   }
 };
 
-// x -= up v
-struct Subtract {
-  float* x;
-  template <int kI, int kV>
-  inline __attribute__((always_inline)) void operator()(int i, int v, Vec (&acc)[kI][kV]) {
-    float* const to = x + i * kTileRows + v * kLanes;
-#pragma GCC unroll 8
-    for (int r = 0; r < kI; ++r)
-#pragma GCC unroll 3
-      for (int c = 0; c < kV; ++c) {
-        float* p = to + r * kTileRows + c * kLanes;
-        store(p, load(p) - acc[r][c]);
-      }
-  }
-};
-
 // g += relu'(x) da
 struct AddThroughRelu {
   float* g;
@@ -204,7 +188,7 @@ struct BackwardSweep {
         const float* operand = as_operand<Number>(dv, k, vectors, pairs);
         const T* mid = static_cast<const T*>(chain.mid) + block * k * k;
         row_product<Number>(as_transposed_weights<T, Number>(mid, k, k, k, 1, o.packed), operand, k,
-                            k / Number::kPerLane, vectors, StoreTile<false>{left});
+                            k / Number::kPerLane, vectors, StoreTile<Write::kSet>{left});
         __builtin_memcpy(dv, left, size * sizeof(float));
         load_layer(row, tile_rows, block, 0, value, dv);
       }
@@ -276,7 +260,7 @@ struct BackwardSweep {
     const Activation f = chain.before();
     const int steps = k / Number::kPerLane, size = features * kTileRows;
     if (f == Activation::kIdentity && !scale) {
-      row_product<Number>(down, dz, features, steps, kVectors, StoreTile<true>{g});
+      row_product<Number>(down, dz, features, steps, kVectors, StoreTile<Write::kAdd>{g});
       return as_left<Number>(x, features, a);
     }
     if (f == Activation::kRelu && !scale) {
@@ -286,7 +270,7 @@ struct BackwardSweep {
       return as_left<Number>(to, features, a);
     }
     float* const value = work + slice * kTileRows;
-    row_product<Number>(down, dz, features, steps, kVectors, StoreTile<false>{work});
+    row_product<Number>(down, dz, features, steps, kVectors, StoreTile<Write::kSet>{work});
     pull_back(f, x, work, scale, shift, features, g, value, scale ? into.dscale + feature : nullptr,
               scale ? into.dshift + feature : nullptr);
     if (as_left<Number>(value, features, a) == value) __builtin_memcpy(a, value, size * sizeof(float));
@@ -308,12 +292,12 @@ struct BackwardSweep {
       as_left<Number>(gradient, features, o.a + t * slice_tile);
       row_product<Number>(back, as_operand<Number>(gradient, features, kVectors, o.g_pairs), k,
                           features / Number::kPerLane, kVectors,
-                          StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
+                          StoreTile<Write::kAdd>{sums_of(block, part) + (int64_t)t * k * kTileRows});
       const int64_t row = begin + t * kTileRows;
       if (block == 0 || exact[t * slices + s]) rebuild(row, rows_of_tile(rows, t), block, at, features, stream, o);
       else
         row_product<Number>(up, o.v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, kVectors,
-                            Subtract{stream});
+                            StoreTile<Write::kSubtract>{stream});
     }
     const bool as_is = Number::kPerLane == 1;
     add_outer<Number>(as_is ? g + at * kTileRows : o.a, as_is ? tile : slice_tile, o.v_rows,
@@ -329,7 +313,7 @@ struct BackwardSweep {
       const float* v = as_operand<Number>(o.work, k, kVectors, o.work + k * kTileRows);
       const T* const matrix = static_cast<const T*>(chain.up) + (j * m + at) * k;
       row_product<Number>(as_weights<T, Number>(matrix, k, features, k, o.packed), v, features, k / Number::kPerLane,
-                          kVectors, StoreTile<true>{stream});
+                          kVectors, StoreTile<Write::kAdd>{stream});
     }
   }
 };

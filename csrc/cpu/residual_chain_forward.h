@@ -131,7 +131,7 @@ struct ForwardSweep {
         in = add_up(up, v + (int64_t)t * k * kTileRows, features, vectors, tile, scale, shift, operand);
       } else if (has_up) {
         row_product<Number>(up, v + (int64_t)t * k * kTileRows, features, k / Number::kPerLane, vectors,
-                            StoreTile<true>{tile});
+                            StoreTile<Write::kAdd>{tile});
       } else {
         in = prepare<Number>(chain.before(), tile, scale, shift, features, vectors, operand);
       }
@@ -141,7 +141,7 @@ struct ForwardSweep {
       }
       if (has_down)
         row_product<Number>(down, in, k, features / Number::kPerLane, vectors,
-                            StoreTile<true>{sums_of(block, part) + (int64_t)t * k * kTileRows});
+                            StoreTile<Write::kAdd>{sums_of(block, part) + (int64_t)t * k * kTileRows});
     }
   }
 
@@ -160,7 +160,7 @@ struct ForwardSweep {
               : go(AddAndPrepare<Number, false, false>{tile, operand, scale, shift});
       return operand;
     }
-    row_product<Number>(up, v, features, steps, vectors, StoreTile<true>{tile});
+    row_product<Number>(up, v, features, steps, vectors, StoreTile<Write::kAdd>{tile});
     return prepare<Number>(f, tile, scale, shift, features, vectors, operand);
   }
 
@@ -187,7 +187,7 @@ struct ForwardSweep {
         const T* mid = static_cast<const T*>(chain.mid) + block * k * k;
         const float* h = as_operand<Number>(work, k, vectors, pairs);
         row_product<Number>(as_weights<T, Number>(mid, k, k, k, packed), h, k, k / Number::kPerLane, vectors,
-                            StoreTile<false>{out});
+                            StoreTile<Write::kSet>{out});
         __builtin_memcpy(work, out, sizeof(float) * k * kTileRows);
         activate_layer(chain.mid_bias, block, 1, tile_rows, row, mine, work);
       }
