@@ -29,6 +29,18 @@ STABLE_TORCH_LIBRARY(fastnest, m) {
       "Tensor[] hidden_weight, Tensor[] hidden_bias, Tensor[] scale, Tensor[] shift, str activation, "
       "bool pre_activation) -> (Tensor dx, Tensor[] dweight, Tensor[] dbias, Tensor[] dhidden_weight, "
       "Tensor[] dhidden_bias, Tensor[] dscale, Tensor[] dshift)");
+  m.def("batch_stats(Tensor x) -> (Tensor mean, Tensor var)");
+  m.def(
+      "dense_block2d_forward(Tensor x, Tensor[] conv1, Tensor[] conv2, Tensor[] norm1_weight, Tensor[] norm1_bias, "
+      "Tensor[] norm1_mean, Tensor[] norm1_var, Tensor[] norm2_weight, Tensor[] norm2_bias, Tensor[] norm2_mean, "
+      "Tensor[] norm2_var, Tensor[] dropout, float eps, bool save) "
+      "-> (Tensor y, Tensor[] z, Tensor mean, Tensor var, Tensor[] z_mean, Tensor[] z_var)");
+  m.def(
+      "dense_block2d_backward(Tensor dy, Tensor y, Tensor[] z, Tensor[] conv1, Tensor[] conv2, Tensor[] norm1_weight, "
+      "Tensor[] norm1_bias, Tensor[] norm1_mean, Tensor[] norm1_var, Tensor[] norm2_weight, Tensor[] norm2_bias, "
+      "Tensor[] norm2_mean, Tensor[] norm2_var, Tensor[] dropout, float eps, bool training) "
+      "-> (Tensor dx, Tensor[] dconv1, Tensor[] dconv2, Tensor[] dnorm1_weight, Tensor[] dnorm1_bias, "
+      "Tensor[] dnorm2_weight, Tensor[] dnorm2_bias)");
 }
 
 namespace fastnest {

@@ -6,3 +6,4 @@
 #include "common/operand.h"
 #include "common/gradient.h"
 #include "common/few_rows.h"
+#include "common/block_product.h"

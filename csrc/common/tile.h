@@ -34,6 +34,9 @@ FASTNEST_INLINE void transpose(Vec (&block)[kLanes]) {
 template <class T>
 FASTNEST_INLINE Vec load_first(const T* p, int count) {
   if (count >= kLanes) return load(p);
+#if FASTNEST_TARGET_LANES == 16
+  if constexpr (sizeof(T) == 4) return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+#endif
   T lane[kLanes] = {};
   __builtin_memcpy(lane, p, count * sizeof(T));
   return load(lane);
@@ -42,6 +45,12 @@ FASTNEST_INLINE Vec load_first(const T* p, int count) {
 template <class T>
 FASTNEST_INLINE void store_first(T* p, Vec v, int count) {
   if (count >= kLanes) return store(p, v);
+#if FASTNEST_TARGET_LANES == 16
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+    return;
+  }
+#endif
   T lane[kLanes];
   store(lane, v);
   __builtin_memcpy(p, lane, count * sizeof(T));
