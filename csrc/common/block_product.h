@@ -4,7 +4,7 @@
 // weights in a forward, an element of a gradient against activations in a sum over pixels. Nothing is transposed.
 
 constexpr int kAccumulators = kLanes == 16 ? 24 : 12;
-constexpr int kPanelVectors = 4;  // at most, of the channels written at a time
+constexpr int kPanelVectors = 3;  // at most, of the channels written at a time
 
 // c[r][v] (+)= sum over lines and steps of a[r a_row + step a_step + line a_line] b[step b_step + line b_line + v]
 struct BlockProduct {
@@ -82,7 +82,6 @@ static void block_product(const BlockProduct& p, int vectors) {
   switch (vectors) {
     case 1: return product_panel<1, kUnit>(p);
     case 2: return product_panel<2, kUnit>(p);
-    case 3: return product_panel<3, kUnit>(p);
-    default: return product_panel<4, kUnit>(p);
+    default: return product_panel<3, kUnit>(p);
   }
 }

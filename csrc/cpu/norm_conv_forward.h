@@ -8,12 +8,13 @@ constexpr int64_t kTileFloats = 96 * 1024;  // of an operand tile: a fifth of a 
 constexpr int64_t kChunkFloats = 6 * 1024;  // of packed weights, read for every few pixels: most of first-level cache
 constexpr int64_t kBandPixels = 192;
 
-// How many vectors of channels are written at a time: 4, or what leaves fewer lanes unused.
+// How many vectors of channels are written at a time: 2 or 3, which reuse an activation best, unless lanes stay unused.
 static inline int panel_vectors(int64_t channels) {
-  const int vectors = (int)((channels + kLanes - 1) / kLanes);
+  const int64_t vectors = (channels + kLanes - 1) / kLanes;
+  const auto cost = [&](int v) { return (vectors + v - 1) / v * v * (v == 1 ? 5 : 4); };
   int best = 1;
   for (int v = 2; v <= kPanelVectors; ++v)
-    if ((vectors + v - 1) / v * v <= (vectors + best - 1) / best * best) best = v;
+    if (cost(v) < cost(best)) best = v;
   return best;
 }
 
