@@ -27,7 +27,8 @@ y.backward(given["dy"][share])
 gradients = [p.grad for p in block.parameters()]
 for gradient in gradients:
     dist.all_reduce(gradient)
-torch.save({"y": y.detach(), "dx": x.grad, "gradients": gradients, "state": block.state_dict()}, f"{sys.argv[1]}/{rank}.pt")
+found = {"y": y.detach(), "dx": x.grad, "gradients": gradients, "state": block.state_dict()}
+torch.save(found, f"{sys.argv[1]}/{rank}.pt")
 dist.destroy_process_group()
 """
 
