@@ -30,7 +30,33 @@ static void band_moments_as(const Pixels& image, const Pixels& copy, int64_t c, 
 
 static void band_moments(Element element, const Pixels& image, const Pixels& copy, int64_t c, int64_t begin,
                          int64_t end, float* moments) {
+  with_types(element, false,
+             [&](auto type, auto) { band_moments_as<decltype(type)>(image, copy, c, begin, end, moments); });
+}
+
+// Sums of a band of pixels, once per instruction set (norm_conv.cpp).
+static void band_sums(Element element, const Pixels& image, int64_t c, int64_t begin, int64_t end, float* sums) {
   with_types(element, false, [&](auto type, auto) {
-    band_moments_as<decltype(type)>(image, copy, c, begin, end, moments);
+    for (int64_t i = 0; i < c; i += kLanes) {
+      const int count = (int)std::min<int64_t>(c - i, kLanes);
+      Vec total{};
+      for (int64_t p = begin; p < end; ++p)
+        total += load_first(static_cast<const decltype(type)*>(image.data) + p * image.stride + i, count);
+      store_first(sums + i, total, count);
+    }
+  });
+}
+
+// relu(scale x + shift) of pixels [begin, end) of a link's source, as it is read by the link.
+static void activate_pixels(const NormConv& conv, const Pixels& to, int64_t begin, int64_t end) {
+  with_types(conv.element, false, [&](auto type, auto) {
+    using T = decltype(type);
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t i = 0; i < conv.c; i += kLanes) {
+        const int count = (int)std::min<int64_t>(conv.c - i, kLanes);
+        Vec u = load_first(static_cast<const T*>(conv.source.data) + p * conv.source.stride + i, count);
+        if (conv.scale) u = fma(u, load_first(conv.scale + i, count), load_first(conv.shift + i, count));
+        store_first(static_cast<T*>(to.data) + p * to.stride + i, activate<Activation::kRelu>(u), count);
+      }
   });
 }
