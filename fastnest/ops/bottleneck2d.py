@@ -37,8 +37,8 @@ def bottleneck2d(
     Args:
         x: the images [n, c, h, w], float32, bfloat16 or float16 for the kernels (float64 runs the reference), in
             channels-last memory; any other layout is copied to it, and the result back.
-        conv: 3 weights [k, c, 1, 1], [k', k, 3, 3] with padding 1 and the stride, and [m, k', 1, 1]. Of x's dtype, as are
-            the biases and the projection.
+        conv: 3 weights [k, c, 1, 1], [k', k, 3, 3] with padding 1 and the stride, and [m, k', 1, 1]. Of x's dtype, as
+            the biases and the projection are.
         norm_weight, norm_bias: 3 vectors each, of the channels that norm_0 to norm_2 read; default none: no batch norm.
             Batch norms are of x's dtype, or float32 beside a bfloat16 or float16 x.
         conv_bias: 3 vectors, default none.
