@@ -40,11 +40,6 @@ struct NormConv {
   }
 };
 
-// Rows [begin, end) of one image: of the target in a forward, of the source in a backward.
-struct Band {
-  int64_t image, begin, end;
-};
-
 struct NormConvForward {
   const float* packed;  // weights as pack_forward leaves them
   Pixels residual;      // added to the target, data null: nothing
