@@ -121,7 +121,7 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
       return p ? load_first(p + at, count) : broadcast(otherwise);
     };
     const Vec scale = constant(conv.scale, 1), shift = constant(conv.shift, 0), mean = constant(io.mean, 0);
-    Vec total{}, product{};
+    LongSum gradients, products;
     const auto pixel = [&](int64_t p) {
       const auto also = [&](const Pixels& image) {
         return load_first(static_cast<const T*>(image.data) + p * image.stride + at, count);
@@ -135,8 +135,9 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
       if (io.add) dx += load_first(into, count);
       if (io.shortcut.data) dx += also(io.shortcut);
       store_first(into, dx, count);
-      total += du;
-      product = fma(du, x - mean, product);
+      gradients.run += du;
+      products.run = fma(du, x - mean, products.run);
+      close_run(gradients, p), close_run(products, p);
       return activate<Activation::kRelu>(u);
     };
     int64_t p = band.begin;
@@ -150,8 +151,8 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
       }
       if (p < end) store(to, pack_bf16(pixel(p), Vec{})), ++p;
     });
-    store_first(sums + at, total, count);
-    store_first(sums + conv.c + at, product, count);
+    store_first(sums + at, total(gradients), count);
+    store_first(sums + conv.c + at, total(products), count);
   }
 }
 

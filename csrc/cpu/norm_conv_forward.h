@@ -112,7 +112,7 @@ static void finish_panel(const NormConv& conv, const NormConvForward& io, const 
     const int count = (int)std::min<int64_t>(conv.o - at, kLanes);
     if (count <= 0) break;
     const Vec bias = conv.bias ? load_first(conv.bias + at, count) : Vec{};
-    Vec total{};
+    LongSum values;
     for (int64_t p = 0; p < pixels; ++p) {
       Vec v = load(sums + p * width + lane) + bias;
       if (io.dropout.data)
@@ -123,17 +123,19 @@ static void finish_panel(const NormConv& conv, const NormConvForward& io, const 
       if (!moments) continue;
       v = round_to<T>(v);
       store(sums + p * width + lane, v);
-      total += v;
+      values.run += v;
+      close_run(values, p);
     }
     if (!moments) continue;
-    const Vec mean = total * broadcast(1.0f / (float)pixels);
-    Vec squares{};
+    const Vec mean = total(values) * broadcast(1.0f / (float)pixels);
+    LongSum squares;
     for (int64_t p = 0; p < pixels; ++p) {
       const Vec d = load(sums + p * width + lane) - mean;
-      squares = fma(d, d, squares);
+      squares.run = fma(d, d, squares.run);
+      close_run(squares, p);
     }
     store_first(moments + at, mean, count);
-    store_first(moments + conv.o + at, squares, count);
+    store_first(moments + conv.o + at, total(squares), count);
   }
 }
 
