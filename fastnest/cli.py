@@ -171,9 +171,9 @@ def _train_options(one: argparse.ArgumentParser) -> None:
 
     images = one.add_argument_group(
         "images",
-        "SGD with Nesterov's momentum 0.9 and weight decay 5e-4; the rate falls to a fifth after 30, 60 and 80 % of the "
-        "epochs; crops off by up to 4 pixels and mirrored images. torchrun --nproc-per-node N -m fastnest train ... shares "
-        "every batch among N processes.",
+        "SGD with Nesterov's momentum 0.9 and weight decay 5e-4; the rate falls to a fifth after 3, 6 and 8 tenths of "
+        "the epochs; crops off by up to 4 pixels and mirrored images. With N processes, which share every batch: "
+        "torchrun --nproc-per-node N -m fastnest train ...",
     )
     images.add_argument(
         "--arch", help="wrn_16_8 (default), wrn_40_4, resnet_20, resnet_110, densenet121, bc_100_12, ..."

@@ -20,7 +20,7 @@ class _Arch(NamedTuple):
     stem: bool = True  # 7x7 with stride 2, batch norm, relu and pooling; else 3x3 alone
 
 
-# Huang et al. 2017 (arXiv 1608.06993): table 1, and section 4.2 for CIFAR: depth 100 and 190, hence (depth - 4) / 6 layers.
+# Huang et al. 2017 (arXiv 1608.06993), table 1; for CIFAR section 3, (depth - 4) / 6 layers in each of three blocks.
 ARCHS = {
     "densenet121": _Arch(32, (6, 12, 24, 16), 64),
     "densenet169": _Arch(32, (6, 12, 32, 32), 64),
@@ -129,17 +129,17 @@ def densenest(arch: str, classes: int, *, head_norm_act: bool = True, drop_rate:
     """A densely connected network on images (Huang et al. 2017), or the DenseNEst of arXiv 2111.05496.
 
     Blocks of layers x_i = [x_{i-1}, Q_i(x_{i-1})] (`nn.DenseBlock2d`) with transitions between them, and
-    y = classifier P relu(norm5 x_L), P the average over space. With head_norm_act=False, y = classifier P x_L is linear in
-    the features v_i = Q_i(x_{i-1}) of the last block: a DenseNEst.
+    y = classifier P relu(norm5 x_L), P the average over space. With head_norm_act=False, y = classifier P x_L is linear
+    in the features v_i = Q_i(x_{i-1}) of the last block: a DenseNEst.
 
     Args:
-        arch: "densenet121", "densenet169", "densenet201", "densenet161"; for images of 32 x 32 "bc_100_12", "bc_190_40".
+        arch: "densenet121", "densenet169", "densenet201", "densenet161"; for 32 x 32 images "bc_100_12", "bc_190_40".
         classes: outputs of the network.
         head_norm_act: False drops the last batch norm and relu.
         drop_rate: share of what a layer adds that dropout zeroes in training.
 
-    Returns a module for images [n, 3, h, w] to [n, classes], whose `block_features(x)` are the P v_i of the last block. It
-    works in channels-last memory and copies an image that is not. Its state_dict has torchvision's keys, and loads
+    Returns a module for images [n, 3, h, w] to [n, classes], whose `block_features(x)` are the P v_i of the last block.
+    It works in channels-last memory and copies an image that is not. Its state_dict has torchvision's keys, and loads
     torchvision's files, those with the older norm.1 for norm1 too.
 
     Raises ValueError for an arch that is not among these.

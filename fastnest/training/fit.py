@@ -24,7 +24,7 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov's momentum on shuffled, augmented batches, and a rate that falls in steps: the paper's numbers."""
+    """The paper's: SGD with Nesterov's momentum on shuffled, augmented batches, at a rate that falls in steps."""
 
     epochs: int = 200
     batch: int = 128  # over all processes
@@ -59,8 +59,8 @@ class Training:
     """A model on its way: what a checkpoint holds, and the steps from one to the next.
 
     Everything random in a step (its rows, their augmentation, dropout) follows from the seed and the numbers of epoch,
-    step and process alone, so that no generator has a state to save; and the rows and their augmentation are drawn for all
-    processes together, so that they do not depend on how many there are.
+    step and process alone, so that no generator has a state to save. Rows and their augmentation are drawn for all
+    processes together: they do not depend on how many there are.
 
     Args:
         model: any module for images [n, 3, 32, 32] to [n, classes], on the CPU.
@@ -101,7 +101,7 @@ class Training:
         self.history: list[Epoch] = []
 
     def save(self, path: Path) -> None:
-        """Writes the state after the latest step, unless the loss is no longer finite; all processes have to call it."""
+        """Writes the state after the latest step, if the loss is finite; all processes have to call it."""
         totals = self._sums()
         self.processes.agree(self.model)
         if self.processes.first:
@@ -166,8 +166,8 @@ class Training:
             every: and after so many steps; 0 for epochs only.
             report: called by the first process with every epoch.
 
-        Returns every epoch, those before `restore` too. Raises ValueError if the loss is no longer finite; the checkpoint
-        is then still that of the epoch before.
+        Returns every epoch, those before `restore` too. Raises ValueError if the loss is no longer finite; the
+        checkpoint is then still that of the epoch before.
         """
         tqdm = optional("tqdm", "demo").tqdm
         while self.epoch < self.recipe.epochs:

@@ -156,7 +156,7 @@ def synthetic(images: int, classes: int, seed: int = 0) -> Images:
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to 4 pixels both ways, its reflection coming in at the edges, and mirrored half the time.
+    """Each image shifted by up to 4 pixels both ways, its reflection coming in at the edges, and half of them mirrored.
 
     The images [n, c, h, w] are gathered at the right places, so that nothing is padded; the result is channels-last.
     """

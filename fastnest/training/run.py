@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .. import models
+from ..models import cifar, densenest
 from ..models.cifar import ARCHS as RESIDUAL
 from ..models.cifar import KINDS as RESIDUAL_KINDS
 from ..models.densenest import ARCHS as DENSE
@@ -13,23 +13,27 @@ from . import images
 from .fit import Epoch, Recipe, Training
 from .processes import Processes, processes
 
-ARCHS = (*RESIDUAL, *DENSE)
-DENSE_KINDS = ("densenest", "standard")
-KINDS = (*RESIDUAL_KINDS, "densenest")
-AMP = ("bfloat16",)
-RECIPE = Recipe()
+# The kinds of every architecture; the paper's own, which is the default, first.
+KINDS = {
+    **dict.fromkeys(RESIDUAL, ("resnest", *(kind for kind in RESIDUAL_KINDS if kind != "resnest"))),
+    **dict.fromkeys(DENSE, ("densenest", "standard")),
+}
 
 
-def build(arch: str, kind: str | None, classes: int, seed: int = 0) -> torch.nn.Module:
-    """A model by its names; without a kind the paper's own, a ResNEst or a DenseNEst."""
+def kind_of(arch: str, kind: str | None) -> str:
+    """The kind, or the default one of this arch. Raises ValueError for names that do not go together."""
+    if arch not in KINDS:
+        raise ValueError(f"--arch must be one of {', '.join(KINDS)}, got {arch}")
+    if kind is not None and kind not in KINDS[arch]:
+        raise ValueError(f"--kind of {arch} must be one of {', '.join(KINDS[arch])}, got {kind}")
+    return kind or KINDS[arch][0]
+
+
+def build(arch: str, kind: str, classes: int, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
-    if arch in DENSE:
-        if kind not in (None, *DENSE_KINDS):
-            raise ValueError(f"--kind of {arch} must be one of {', '.join(DENSE_KINDS)}, got {kind}")
-        return models.densenest(arch, classes, head_norm_act=kind == "standard")
-    if kind == "densenest":
-        raise ValueError(f"--kind of {arch} must be one of {', '.join(RESIDUAL_KINDS)}, got {kind}")
-    return models.cifar(arch, kind or "resnest", classes)
+    if arch in RESIDUAL:
+        return cifar(arch, kind, classes)
+    return densenest(arch, classes, head_norm_act=kind == "standard")
 
 
 def _images(source: str | None, root: Path, synthetic: int | None, seed: int) -> images.Images:
@@ -47,6 +51,8 @@ def run(source: str | None, arguments: argparse.Namespace) -> None:
 
 
 def _run(source: str | None, arguments: argparse.Namespace, several: Processes) -> None:
+    arch = arguments.arch or "wrn_16_8"
+    kind = kind_of(arch, arguments.kind)
     path = arguments.checkpoint
     if path is None and (arguments.resume or arguments.checkpoint_every):
         raise ValueError("--resume and --checkpoint-every need --checkpoint FILE")
@@ -55,12 +61,15 @@ def _run(source: str | None, arguments: argparse.Namespace, several: Processes) 
     options = {name: getattr(arguments, name) for name in ("epochs", "batch", "rate", "seed", "amp")}
     recipe = Recipe(**{name: value for name, value in options.items() if value is not None})
     dataset = _images(source, arguments.root or Path("data"), arguments.synthetic, recipe.seed)
-    arch = arguments.arch or "wrn_16_8"
-    model = build(arch, arguments.kind, dataset.classes, recipe.seed)
-    kind = arguments.kind or ("densenest" if arch in DENSE else "resnest")
-    settings = {"arch": arch, "kind": kind}
-    compile = bool(arguments.compile)
-    training = Training(model, dataset, recipe, processes=several, settings=settings, compile=compile)
+    model = build(arch, kind, dataset.classes, recipe.seed)
+    training = Training(
+        model,
+        dataset,
+        recipe,
+        processes=several,
+        settings={"arch": arch, "kind": kind},
+        compile=bool(arguments.compile),
+    )
 
     def say(line: str | Epoch) -> None:
         if several.first:
@@ -68,7 +77,7 @@ def _run(source: str | None, arguments: argparse.Namespace, several: Processes) 
 
     say(dataset)
     size = sum(p.numel() for p in model.parameters())
-    work = f"{recipe.epochs} epochs in batches of {recipe.batch}, {several.number} process{'es'[: 2 * (several.number > 1)]}"
+    work = f"{recipe.epochs} epochs in batches of {recipe.batch}, processes: {several.number}"
     say(f"{arch} {kind}, {size} parameters; {work}")
     if path and path.exists():
         training.restore(path)
