@@ -1,5 +1,6 @@
 """A training's state on disk: whole or not there, and read without running anything in it."""
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -30,8 +31,8 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError for another file, or where settings differ, naming them.
     """
     try:
-        state = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} must be a checkpoint of this command, but cannot be read: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -17,8 +17,8 @@ from . import checkpoint
 from .images import Images, augmented
 from .processes import Processes
 
-# After these shares of all epochs (60, 120 and 160 of 200) the rate falls by this factor.
-FALLS, FACTOR = (0.3, 0.6, 0.8), 0.2
+# After so many tenths of all epochs (60, 120 and 160 of 200) the rate is multiplied by FACTOR.
+FALLS, FACTOR = (3, 6, 8), 0.2
 EVALUATION_BATCH = 256
 
 
@@ -36,7 +36,7 @@ class Recipe:
 
     def rate_at(self, epoch: int) -> float:
         """The rate in an epoch, of which the first is 0."""
-        return self.rate * FACTOR ** sum(epoch >= round(share * self.epochs) for share in FALLS)
+        return self.rate * FACTOR ** sum(10 * epoch >= tenths * self.epochs for tenths in FALLS)
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,15 @@ class Processes:
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Joins the others if torchrun started this process; alone otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Joins the others if torchrun started this process, unless it has joined them already; alone otherwise."""
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not joined and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    torch.distributed.init_process_group("gloo")
+    if not joined:
+        torch.distributed.init_process_group("gloo")
     try:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
-        torch.distributed.destroy_process_group()
+        if not joined:
+            torch.distributed.destroy_process_group()
