@@ -1,6 +1,7 @@
 """Training on images: reading, augmentation, the recipe, interruption, several processes, and the command."""
 
 import functools
+import os
 import pickle
 import re
 import subprocess
@@ -391,8 +392,8 @@ def two_processes(tmp_path_factory):
     (out / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(out / "script.py"), str(out), str(Path(__file__).parent)]
-    root = Path(cli.__file__).parents[1]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    paths = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=paths)
     try:
         said, errors = started.communicate(timeout=120)
     finally:
