@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nn.sizes import check_image, check_size
-
-CHANNELS_IN = 3
+from ..nn.sizes import check_size
+from .image import CHANNELS_IN, entered, pooled
 
 
 class _Arch(NamedTuple):
@@ -114,16 +113,13 @@ class CifarNet(torch.nn.Module):
             elif isinstance(module, (torch.nn.BatchNorm2d, torch.nn.Linear)):
                 module.reset_parameters()
 
-    def _expanded(self, x: Tensor) -> Tensor:
-        check_image("cifar", x, CHANNELS_IN)
-        return self.expansion(x.contiguous(memory_format=torch.channels_last))
-
     def _features(self, x: Tensor) -> Iterator[Tensor]:
-        yield _pooled(x)
-        x = self._expanded(x)
+        x = entered("cifar", x)
+        yield pooled(x)
+        x = self.expansion(x)
         for block in chain.from_iterable(self.stage):
             x, v = block(x, return_features=True)
-            yield _pooled(v)
+            yield pooled(v)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """[v_0, v_1, ..., v_L], each averaged over space to [n, channels]; v_0 is the image x itself.
@@ -138,20 +134,15 @@ class CifarNet(torch.nn.Module):
         if ending.augmented:
             heads = [self.H_0, *chain.from_iterable(self.H_k)]
             return sum(H(v) for H, v in zip(heads, self._features(x), strict=True))
-        x = self._expanded(x)
+        x = self.expansion(entered("cifar", x))
         for block in chain.from_iterable(self.stage):
             x = block(x)
         if ending.final_norm:
             x = self.final_bn(x)
-        return self.linear(_pooled(F.relu(x) if ending.final_relu else x))
+        return self.linear(pooled(F.relu(x) if ending.final_relu else x))
 
     def extra_repr(self) -> str:
         return f"arch={self.arch!r}, kind={self.kind!r}"
-
-
-def _pooled(x: Tensor) -> Tensor:
-    """Averages over space, [n, c, h, w] to [n, c]."""
-    return x.mean((2, 3))
 
 
 def cifar(arch: str, kind: str, classes: int) -> CifarNet:

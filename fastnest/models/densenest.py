@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..nn import DenseBlock2d
-from ..nn.sizes import check_image, check_size
-
-CHANNELS_IN = 3
+from ..nn.sizes import check_size
+from .image import CHANNELS_IN, entered, pooled
 
 
 class _Arch(NamedTuple):
@@ -100,20 +99,18 @@ class DenseNet(torch.nn.Module):
         reaches it through the nonlinear transition only, as a part of v_0 and of the functions Q_i. (`features` is the
         Sequential that torchvision's keys ask for.)
         """
-        check_image("densenest", x, CHANNELS_IN)
         last = f"denseblock{len(ARCHS[self.arch].layers)}"
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = entered("densenest", x)
         for name, part in self.features.named_children():
             x = part(x)
             if name == last:
                 break
         block = self.features.get_submodule(last)
-        return list(x.mean((2, 3)).split([block.in_channels, *[block.growth] * len(block)], 1))
+        return list(pooled(x).split([block.in_channels, *[block.growth] * len(block)], 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_image("densenest", x, CHANNELS_IN)
-        x = self.features(x.contiguous(memory_format=torch.channels_last))
-        return self.classifier((F.relu(x) if self.head_norm_act else x).mean((2, 3)))
+        x = self.features(entered("densenest", x))
+        return self.classifier(pooled(F.relu(x) if self.head_norm_act else x))
 
     def extra_repr(self) -> str:
         return f"arch={self.arch!r}, head_norm_act={self.head_norm_act}"

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fastnest import models
 from fastnest.models.cifar import ARCHS, KINDS
+from fastnest.models.image import pooled
 
 # Of the authors' published code, in the order of PARAMETERS' rows: 10 classes, then 100.
 ORDER = ("wrn_16_8", "wrn_40_4", "resnet_110", "resnet_20")
@@ -123,6 +124,13 @@ def test_equals_the_definition(kind, training):
     torch.testing.assert_close(model.state_dict(), other.state_dict())
     model = net(kind, dtype=torch.float64).train(training)
     torch.testing.assert_close(model.features(x.contiguous(memory_format=torch.channels_last)), features)
+
+
+def test_gradients_of_the_average_are_channels_last():
+    x = torch.randn(2, 5, 4, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (dx,) = torch.autograd.grad(pooled(x), x, torch.ones(2, 5))
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(dx, torch.full_like(x, 1 / 12))
 
 
 @every_kind

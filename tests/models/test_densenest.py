@@ -186,13 +186,15 @@ def test_drop_rate(small):
 
 
 def test_equals_torchvision():
-    densenet = pytest.importorskip("torchvision.models.densenet")
-    torch.manual_seed(0)
-    theirs = densenet.densenet121(num_classes=11).eval()
-    ours = models.densenest("densenet121", 11).eval()
-    ours.load_state_dict(theirs.state_dict())
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    x = torch.randn(1, 3, 64, 64)
+    densenet = pytest.importorskip("real_models").load("torchvision.models.densenet")
+    for arch in ("densenet121", "densenet169", "densenet201", "densenet161"):
+        torch.manual_seed(0)
+        theirs = getattr(densenet, arch)(num_classes=11).eval()
+        ours = models.densenest(arch, 11).eval()
+        ours.load_state_dict(theirs.state_dict())
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(x), theirs(x))
 
 
