@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..nn.image import run_residual_block
 from ..nn.sizes import check_size
 from .image import CHANNELS_IN, entered, pooled
 
@@ -39,13 +40,6 @@ KINDS = {
     "bn_resnest": _Kind(final_norm=True),
     "a_resnest": _Kind(augmented=True),
 }
-
-
-def run_residual_block(x, norms, convs, projection, return_features=False):
-    a = F.relu(norms[0](x))
-    v = F.relu(norms[1](convs[0](a)))
-    y = convs[1](v) + (x if projection is None else projection(a))
-    return (y, v) if return_features else y
 
 
 class Block(torch.nn.Module):
