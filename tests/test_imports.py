@@ -13,7 +13,11 @@ PACKAGE = Path(fastnest.__file__).parent
 # Every part imports only what stands to its left; "-" parts are imported by any of those behind them.
 ARROWS = ("reference", "_backend", "ops", "functional", "nn", "models", "theory")
 # Beside the arrows: what each may import on top of them.
-BESIDE = {"convert": {"_backend", "nn"}, "testing": {"reference", "_backend", "functional"}}
+BESIDE = {
+    "convert": {"_backend", "nn"},
+    "testing": {"reference", "_backend", "functional"},
+    "training": {"_optional", "models"},
+}
 ANYONE = {"_C"}
 
 
