@@ -98,6 +98,13 @@ def _why_not_cpp(x: Tensor) -> str | None:
     return None
 
 
+def why_no_kernel(x: Tensor) -> str | None:
+    """Why the kernels would not take x or not do as torch does, for a caller that has another way; None if they do."""
+    if x.dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
+        return "float32 under autocast, whose result torch leaves in float32"
+    return _why_not_cpp(x)
+
+
 def choose(op: str, x: Tensor) -> str:
     """The backend that runs `op` for x and other tensors of its dtype and device."""
     why_not = _why_not_cpp(x)
