@@ -58,7 +58,9 @@ def _agreed(block: Module, plan: Plan) -> Plan | str:
 
 def _own_forward(block: Module) -> Callable:
     """The forward that block has or, if it is accelerated already, had."""
-    own = next(cls for cls in type(block).__mro__ if not cls.__dict__.get("runs_a_plan", False) and "forward" in cls.__dict__)
+    own = next(
+        cls for cls in type(block).__mro__ if not cls.__dict__.get("runs_a_plan", False) and "forward" in cls.__dict__
+    )
     return own.forward.__get__(block)
 
 
@@ -70,13 +72,12 @@ def _sizes(plan: Plan) -> Iterator[tuple[BatchNorm2d | Conv2d, tuple[int, ...]]]
             yield from ((layer.norm1, (width,)), (layer.conv1, (4, width)), (layer.norm2, (4,)), (layer.conv2, (2, 4)))
             width += 2
         return
-    same = plan.convs[0].in_channels == plan.convs[-1].out_channels
-    hidden = (4, 2)[: len(plan.convs) - 1]
-    for norm, conv, out in zip(plan.parts.norms, plan.convs, (*hidden, CHANNELS if same else 5), strict=True):
+    small = {}  # what is equal stays equal, so that a block that adds up differently still runs and can be told apart
+    for norm, conv in zip(plan.parts.norms, plan.convs, strict=True):
+        width, out = (small.setdefault(c, CHANNELS + len(small)) for c in (conv.in_channels, conv.out_channels))
         yield from ((norm, (width,)), (conv, (out, width)))
-        width = out
     if plan.projection is not None:
-        yield plan.projection, (width, CHANNELS)
+        yield plan.projection, (out, CHANNELS)
 
 
 def _small_copy(block: Module, plan: Plan) -> Module:

@@ -32,7 +32,9 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.rows:
-            return "no fastnest chain or block ran, nor one that accelerate knows: the model has none, or did not call it"
+            return (
+                "no fastnest chain or block ran, nor one that accelerate knows: the model has none, or did not call it"
+            )
         table = [ExplanationRow("module", "kind", "runs", "backend", "why"), *self.rows]
         widths = [max(map(len, column)) for column in list(zip(*table, strict=True))[:-1]]
         lines = ["  ".join([*map(str.ljust, row, widths), row.reason]).rstrip() for row in table]

@@ -62,17 +62,11 @@ def why_not(block: Module, x) -> str | None:
         return "restored"
     if not isinstance(x, Tensor) or x.dim() != 4:
         return "its input is not a tensor [n, channels, height, width]"
-    reason = plan.parts.why_changed(block)
+    reason = plan.parts.why_unlike(block)
     if reason is not None:
         return reason
     if _has_any_global_hook():
         return "hooks on all modules, which the op would not call"
-    training, eps = plan.parts.norms[0].training, plan.parts.norms[0].eps
-    for norm in plan.parts.norms:
-        if norm.training is not training:
-            return "some of its batch norms are in training and some in evaluation"
-        if norm.track_running_stats is (norm.running_mean is None) or norm.eps != eps:
-            return f"{name_in(block, norm)} was changed: track_running_stats, running_mean or eps"
     for module in plan.parts.only_in_eval:
         if module.training:
             return f"{name_in(block, module)} ({type(module).__name__}) in training; eval() runs the op"
