@@ -80,13 +80,13 @@ def _expected(x: Tensor, weights: Weights) -> Iterator[tuple[list, list]]:
 
 def dense_block2d(
     x: Tensor,
-    conv1: Sequence[Tensor] | None,
     conv2: Sequence[Tensor],
     norm1_weight: Sequence[Tensor],
     norm1_bias: Sequence[Tensor],
+    *,
+    conv1: Sequence[Tensor] | None = None,
     norm2_weight: Sequence[Tensor] | None = None,
     norm2_bias: Sequence[Tensor] | None = None,
-    *,
     norm1_mean: Sequence[Tensor] | None = None,
     norm1_var: Sequence[Tensor] | None = None,
     norm2_mean: Sequence[Tensor] | None = None,
@@ -95,21 +95,22 @@ def dense_block2d(
     eps: float = 1e-5,
     return_statistics: bool = False,
 ) -> Tensor | tuple[Tensor, Statistics | None]:
-    """L densely connected layers, x_i = [x_{i-1}, q_i] with q_i = conv2_i relu(norm2_i(conv1_i relu(norm1_i(x_{i-1})))).
+    """L densely connected layers, x_i = [x_{i-1}, q_i] with q_i = conv2_i relu(norm2_i(conv1_i relu(norm1_i x_{i-1}))).
 
-    The DenseNEst of arXiv 2111.05496, equation 9, on images (DenseNet-BC); without conv1, q_i = conv2_i relu(norm1_i(
-    x_{i-1})) (DenseNet). Everything lies in one buffer; a channel's batch statistics are computed once, where it is
+    The DenseNEst of arXiv 2111.05496, equation 9, on images (DenseNet-BC); without conv1, q_i = conv2_i relu(norm1_i
+    x_{i-1}) (DenseNet). Everything lies in one buffer; a channel's batch statistics are computed once, where it is
     written, and serve every later layer, whose batch norms differ in weight and bias only. The backward computes only
     batch norm and relu again.
 
     Args:
         x: the images [n, c_0, h, w], float32, bfloat16 or float16 for the kernels (float64 runs the reference), in
             channels-last memory; any other layout is copied to it, and the result back.
-        conv1: one weight [b_i, c_{i-1}, 1, 1] per layer, or None.
-        conv2: one weight [d_i, b_i, 3, 3] per layer ([d_i, c_{i-1}, 3, 3] without conv1), padding 1; c_i = c_{i-1} + d_i.
+        conv2: one weight [d_i, b_i, 3, 3] per layer, or [d_i, c_{i-1}, 3, 3] without conv1, with padding 1;
+            c_i = c_{i-1} + d_i.
         norm1_weight, norm1_bias: one vector [c_{i-1}] per layer. Batch norms are of x's dtype, or float32 beside a
             bfloat16 or float16 x.
-        norm2_weight, norm2_bias: one vector [b_i] per layer; with conv1 only.
+        conv1: one weight [b_i, c_{i-1}, 1, 1] per layer, default none.
+        norm2_weight, norm2_bias: one vector [b_i] per layer, with conv1 only.
         norm1_mean, norm1_var, norm2_mean, norm2_var: statistics to normalise with (evaluation), per layer, all or none;
             default none: mean and biased variance of this batch. They get no gradient.
         dropout: masks [n, d_i, h, w] that multiply the q_i, per layer, default none. They get no gradient.

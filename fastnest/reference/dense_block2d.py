@@ -11,6 +11,7 @@ Every list has one tensor per layer, or none at all.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -81,7 +82,7 @@ def dense_block2d_backward(
     """The gradients of x and of the lists that `LEARNED` names, as torch derives them; they have derivatives too."""
     lists = {name: list(getattr(weights, name)) for name in LEARNED}
     with torch.enable_grad():
-        leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, *sum(lists.values(), []))]
+        leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, *chain(*lists.values()))]
         x, rest = leaves[0], iter(leaves[1:])
         lists = {name: [next(rest) for _ in tensors] for name, tensors in lists.items()}
         y, _ = dense_block2d_forward(x, weights._replace(**lists), eps)
