@@ -98,10 +98,13 @@ def _why_not_cpp(x: Tensor) -> str | None:
     return None
 
 
-def why_no_kernel(x: Tensor) -> str | None:
-    """Why the kernels would not take x or not do as torch does, for a caller that has another way; None if they do."""
-    if x.dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
-        return "float32 under autocast, whose result torch leaves in float32"
+def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
+    """Why a caller that has torch's way too should not call an op: no kernel takes x, or torch does something else."""
+    if torch.is_autocast_enabled(x.device.type):
+        if x.dtype is torch.float32:
+            return "float32 under autocast, whose result torch leaves in float32"
+    elif x.dtype != weight.dtype:
+        return f"its input is {x.dtype} and its weights are {weight.dtype}"
     return _why_not_cpp(x)
 
 

@@ -19,6 +19,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 # A wrong mapping is off by about 1, a wrong eps by 1e-6; a hundred layers of a few terms each round to 1e-13.
 TOLERANCE = 1e-9
 CHANNELS = 3
+# What the op does in its own way: dropout, and to compute again in the backward, which moves running statistics twice.
+OFF = {"drop_rate": 0.0, "memory_efficient": False, "grad_checkpointing": False}
 
 
 def agreed(block: Module, plan: Plan) -> Plan | str:
@@ -81,7 +83,7 @@ def _sizes(plan: Plan) -> Iterator[tuple[BatchNorm2d | Conv2d, tuple[int, ...]]]
 
 
 def _small_copy(block: Module, plan: Plan) -> Module:
-    """block in float64 on the CPU, the same random one on every call, without hooks and without dropout."""
+    """block in float64 on the CPU, the same random one on every call, without hooks, dropout and checkpointing."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
@@ -111,8 +113,9 @@ def _small_copy(block: Module, plan: Plan) -> Module:
         else:
             (small.num_features,) = size
     for module in result.modules():
-        if hasattr(module, "drop_rate"):
-            module.drop_rate = 0.0
+        for name, off in OFF.items():
+            if hasattr(module, name):
+                setattr(module, name, off)
     return result
 
 

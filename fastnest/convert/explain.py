@@ -83,14 +83,12 @@ class _Call:
         self.reason = ""
 
     def begins(self, module: Module, args: tuple, kwargs: dict) -> None:
-        self.log.clear()
-        if isinstance(module, OURS):
-            return
         if plan_of(module) is not None:
-            self.reason = why_not(module, *args, **kwargs)
-            return
-        plan = examine(module)
-        self.reason = plan if isinstance(plan, str) else f"{plan}: not accelerated, call fastnest.accelerate(model)"
+            self.reason = why_not(module, args, kwargs)
+        elif not isinstance(module, OURS):
+            plan = examine(module)
+            self.reason = plan if isinstance(plan, str) else f"{plan}: not accelerated, call fastnest.accelerate(model)"
+        self.log.clear()  # of what examining ran, too
 
     def ends(self, module: Module, args: tuple, output) -> None:
         for op, backend, dtype, reason in self.log:

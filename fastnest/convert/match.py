@@ -78,6 +78,9 @@ class DensePlan(NamedTuple):
             layers = [layer._replace(dropout=rate) for layer, rate in zip(layers, rates, strict=True)]
         return run_dense_layers(x, layers, training=any(rates))
 
+    def weight(self) -> torch.Tensor:
+        return self.layers[0].conv2._parameters["weight"]
+
     def drop_rates(self) -> list[float]:
         return [getattr(owner, "drop_rate", 0.0) if owner.training else 0.0 for owner in self.owners]
 
@@ -96,6 +99,9 @@ class ResidualPlan(NamedTuple):
 
     def run(self, x: torch.Tensor):
         return run_residual_block(x, self.parts.norms, self.convs, self.projection, return_features=self.features)
+
+    def weight(self) -> torch.Tensor:
+        return self.convs[0]._parameters["weight"]
 
     def __str__(self) -> str:
         return self.op
@@ -246,7 +252,7 @@ def _check_width(where: str, children: dict[str, Module], norm: str, conv: str) 
 
 
 def _check_norm(name: str, norm: Module, activation: Module | None) -> None:
-    """A batch norm, then relu: a module after it, a child of the norm (timm's BatchNormAct2d), or in block's forward."""
+    """A batch norm, then relu: a module after it, one inside it (timm's BatchNormAct2d), or in the block's forward."""
     if not isinstance(norm, BatchNorm2d):
         raise _LeftAlone(f"{name} is {type(norm).__name__}, not BatchNorm2d")
     inside = _children(norm)

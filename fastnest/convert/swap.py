@@ -25,7 +25,7 @@ class Accelerated:
     runs_a_plan = True
 
     def forward(self, *args, **kwargs):
-        if len(args) == 1 and not kwargs and why_not(self, args[0]) is None:
+        if why_not(self, args, kwargs) is None:
             return self.__dict__[PLAN].run(args[0])
         return super().forward(*args, **kwargs)
 
@@ -55,13 +55,13 @@ def plan_of(block: Module) -> Plan | None:
     return block.__dict__.get(PLAN)
 
 
-def why_not(block: Module, x) -> str | None:
-    """Why an accelerated block runs its own forward for x; None where it runs the op."""
+def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
+    """Why an accelerated block runs its own forward when called with these; None where it runs the op."""
     plan = plan_of(block)
     if plan is None:
         return "restored"
-    if not isinstance(x, Tensor) or x.dim() != 4:
-        return "its input is not a tensor [n, channels, height, width]"
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 4:
+        return "called with something else than one tensor [n, channels, height, width]"
     reason = plan.parts.why_unlike(block)
     if reason is not None:
         return reason
@@ -70,7 +70,7 @@ def why_not(block: Module, x) -> str | None:
     for module in plan.parts.only_in_eval:
         if module.training:
             return f"{name_in(block, module)} ({type(module).__name__}) in training; eval() runs the op"
-    return _backend.why_no_kernel(x)
+    return _backend.why_no_kernel(args[0], plan.weight())
 
 
 def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) -> Module:
