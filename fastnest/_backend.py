@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 try:
     from . import _C
@@ -100,6 +101,8 @@ def _why_not_cpp(x: Tensor) -> str | None:
 
 def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
     """Why a caller that has torch's way too should not call an op: no kernel takes x, or torch does something else."""
+    if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
+        return f"{type(x).__name__} has operators of its own"
     if torch.is_autocast_enabled(x.device.type):
         if x.dtype is torch.float32:
             return "float32 under autocast, whose result torch leaves in float32"

@@ -84,7 +84,7 @@ class _Call:
 
     def begins(self, module: Module, args: tuple, kwargs: dict) -> None:
         if plan_of(module) is not None:
-            self.reason = why_not(module, args, kwargs)
+            self.reason = why_not(module, args, kwargs) or ""
         elif not isinstance(module, OURS):
             plan = examine(module)
             self.reason = plan if isinstance(plan, str) else f"{plan}: not accelerated, call fastnest.accelerate(model)"

@@ -32,13 +32,13 @@ class Parts(NamedTuple):
     norms: tuple[BatchNorm2d, ...]
     only_in_eval: tuple[Module, ...]
 
-    def are_inside(self) -> bool:
-        """Whether they are still the modules that the block has."""
-        return tuple([child for parent in self.parents for child in parent._modules.values()]) == self.children
+    def are_inside(self, block: Module) -> bool:
+        """Whether they are still the modules that block has (a shallow copy of it has others)."""
+        return self.parents[0] is block and tuple([child for parent in self.parents for child in parent._modules.values()]) == self.children
 
     def why_unlike(self, block: Module) -> str | None:
         """Why the modules would not do now what the op does; None if they would."""
-        if not self.are_inside():
+        if not self.are_inside(block):
             return "modules inside were replaced since: call fastnest.accelerate(model) again"
         if tuple(map(type, self.modules)) != self.types:
             changed = [m for m, was in zip(self.modules, self.types, strict=True) if type(m) is not was]

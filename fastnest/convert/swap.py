@@ -30,9 +30,12 @@ class Accelerated:
         return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol):
+        reduced = super().__reduce_ex__(protocol)
+        if type(self) is not _made(self):
+            return reduced
         # The class is made at run time: a pickle, and a copy, names what it is made from.
-        _, (_, *args), *state = super().__reduce_ex__(max(protocol, 2))
-        return _new, (_own_class(self), *args), *state
+        _, (_, *args), *state = reduced
+        return _new, (type(self).__bases__[1], *args), *state
 
 
 @cache
@@ -46,8 +49,9 @@ def _new(own: type, *args) -> Module:
     return cls.__new__(cls, *args)
 
 
-def _own_class(block: Module) -> type:
-    return type(block).__bases__[1]
+def _made(block: Module) -> type:
+    """The class that accelerate gave a block; since then others (a parametrization, FSDP) may have put theirs before."""
+    return next(cls for cls in type(block).__mro__ if Accelerated in cls.__bases__)
 
 
 def plan_of(block: Module) -> Plan | None:
@@ -60,6 +64,8 @@ def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
     plan = plan_of(block)
     if plan is None:
         return "restored"
+    if torch.jit.is_tracing():
+        return "under torch.jit.trace, which records torch's own operators only"
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 4:
         return "called with something else than one tensor [n, channels, height, width]"
     reason = plan.parts.why_unlike(block)
@@ -100,7 +106,7 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
     said = []
     for name, block in list(candidates(model)):
         plan = plan_of(block)
-        if plan is None or not plan.parts.are_inside():
+        if plan is None or not plan.parts.are_inside(block):
             plan = examine(block)
         if isinstance(plan, str):
             said.append(f"{name or '(model)'} ({type(block).__name__}): left alone: {plan}")
@@ -127,9 +133,8 @@ def restore(model: Module) -> Module:
     for block in model.modules():
         if isinstance(block, Accelerated):
             block.__dict__.pop(PLAN, None)
-            # A class made from ours since (a parametrization of the block, FSDP) keeps it, without a plan.
-            if type(block).__bases__[0] is Accelerated:
-                block.__class__ = _own_class(block)
+            if type(block) is _made(block):  # else it stays, and without a plan does nothing
+                block.__class__ = type(block).__bases__[1]
     return model
 
 
