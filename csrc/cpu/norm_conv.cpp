@@ -2,6 +2,9 @@
 #include "cpu/norm_conv.h"
 
 #include <cmath>
+#include <functional>
+
+#include "cpu/norm_conv_plan.h"
 
 #define FASTNEST_KERNEL "cpu/norm_conv_kernels.h"
 #include "common/each_target.h"
@@ -18,14 +21,21 @@ void on_threads(int64_t threads, const Work& work) {
   });
 }
 
+// work(begin, end) on parts of [0, count), one a thread.
+template <class Work>
+void in_parts(int64_t count, int64_t threads, const Work& work) {
+  const int64_t parts = std::min(count, threads);
+  on_threads(parts, [&](int64_t part) { work(part * count / parts, (part + 1) * count / parts); });
+}
+
+constexpr double kSumCycles = 12;  // to add a vector of sums of one thread to another's
+
 int64_t threads_for(double flops) { return flops < kAloneFlops ? 1 : torch::stable::get_num_threads(); }
 
-std::vector<Band> bands_of(int64_t images, int64_t height, int64_t rows) {
-  std::vector<Band> bands;
-  for (int64_t image = 0; image < images; ++image)
-    for (int64_t begin = 0; begin < height; begin += rows)
-      bands.push_back({image, begin, std::min(begin + rows, height)});
-  return bands;
+int64_t most_scratch(const std::vector<Band>& bands, const std::function<int64_t(const Band&)>& floats) {
+  int64_t most = 0;
+  for (const Band& band : bands) most = std::max(most, floats(band));
+  return ceil_div(most, 16) * 16;
 }
 
 // The moments of bands of pixels as those of all of them, in double (Chan, Golub, LeVeque).
@@ -56,61 +66,87 @@ void combine(const float* moments, int64_t bands, int64_t c, const Count& count,
 
 void run_forward(const NormConv& given, const NormConvForward& io, float* mean, float* var) {
   const NormConv conv = given.flat();
-  const int64_t threads = threads_for(conv.flops());
-  const int64_t rows = FASTNEST_RUN(band_rows, conv, threads);
-  const std::vector<Band> bands = bands_of(conv.images, conv.out_height(), rows);
-  const int64_t count = bands.size(), panels = FASTNEST_RUN(panels_of, conv.o);
-  const int64_t weights = FASTNEST_RUN(packed_floats, conv.o, conv.c, conv.taps());
-  const int64_t each = ceil_div(FASTNEST_RUN(forward_scratch, conv, rows), 16) * 16;
-  Scratch scratch(weights + threads * each + (mean ? 2 * count * conv.o : 0));
-  float *const packed = scratch.data(), *const work = packed + weights, *const moments = work + threads * each;
+  const Lanes lanes = FASTNEST_RUN(forward_lanes, conv);
+  const int64_t read = ceil_div(conv.c, lanes.channels);
+  const Plan plan = plan_of({conv.o, conv.c, conv.taps(), conv.target_pixels(), 1, 0},
+                            band_pixels(read, conv.kernel, conv.width), threads_for(conv.flops()), lanes);
+  const int64_t count = plan.bands.size(), members = plan.groups() * plan.shares();
+  const int64_t weights = ceil_div(conv.o, lanes.vector) * lanes.vector * read * conv.taps();
+  const int64_t each =
+      most_scratch(plan.bands, [&](const Band& band) { return FASTNEST_RUN(forward_scratch, conv, band); });
+  Scratch scratch(weights + members * each + (mean ? 2 * count * conv.o : 0));
+  float *const packed = scratch.data(), *const work = packed + weights, *const moments = work + members * each;
   NormConvForward run = io;
   run.packed = packed;
-  on_threads(std::min(threads, panels), [&](int64_t member) {
-    const int64_t members = std::min(threads, panels);
-    FASTNEST_RUN(pack_forward, conv, member * panels / members, (member + 1) * panels / members, packed);
+  const auto pack = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) FASTNEST_RUN(pack_forward, conv, plan.panels[i], packed);
+  };
+  if (plan.shares() > 1) in_parts(plan.panels.size(), members, pack);
+  on_threads(members, [&](int64_t member) {
+    const int64_t group = member / plan.shares(), share = member % plan.shares();
+    const int64_t first = plan.group_begin[group], end = plan.group_begin[group + 1];
+    if (plan.shares() == 1) pack(first, end);
+    for (int64_t b = plan.share_begin[share]; b < plan.share_begin[share + 1]; ++b)
+      FASTNEST_RUN(norm_conv_forward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
+                   mean ? moments + 2 * b * conv.o : nullptr, work + member * each);
   });
-  on_threads(threads, [&](int64_t member) {
-    for (int64_t b = member * count / threads; b < (member + 1) * count / threads; ++b)
-      FASTNEST_RUN(norm_conv_forward, conv, run, bands[b], mean ? moments + 2 * b * conv.o : nullptr,
-                   work + member * each);
-  });
-  if (!mean) return;
-  const int64_t w = conv.out_width();
-  combine(moments, count, conv.o, [&](int64_t b) { return (bands[b].end - bands[b].begin) * w; }, mean, var);
+  if (mean) combine(moments, count, conv.o, [&](int64_t b) { return plan.bands[b].pixels(); }, mean, var);
 }
 
 void run_backward(const NormConv& given, const NormConvBackward& io, void* dweight, float* sum, float* product) {
   const NormConv conv = given.flat();
-  const int64_t threads = threads_for(2 * conv.flops());
-  const int64_t rows = FASTNEST_RUN(band_rows_backward, conv, threads);
-  const std::vector<Band> bands = bands_of(conv.images, conv.height, rows);
-  const int64_t count = bands.size(), panels = FASTNEST_RUN(panels_of, conv.c);
-  const int64_t weights = FASTNEST_RUN(packed_floats, conv.c, conv.o, conv.taps());
-  const int64_t each = ceil_div(FASTNEST_RUN(backward_scratch, conv, rows), 16) * 16;
-  Scratch scratch((1 + threads) * weights + threads * each + 2 * count * conv.c);
-  float *const packed = scratch.data(), *const sums_of_weights = packed + weights;
-  float *const work = sums_of_weights + threads * weights, *const sums = work + threads * each;
-  NormConvBackward run = io;
-  run.packed = packed;
-  const auto share_panels = [&](const auto& work_on) {
-    const int64_t members = std::min(threads, panels);
-    on_threads(members,
-               [&](int64_t member) { work_on(member * panels / members, (member + 1) * panels / members); });
+  const Lanes lanes = FASTNEST_RUN(backward_lanes, conv);
+  const int64_t read = ceil_div(conv.o, lanes.channels);
+  const Plan plan = plan_of({conv.c, conv.o, conv.taps(), conv.source_pixels(), 2, kSumCycles},
+                            band_pixels(read, conv.kernel, conv.width), threads_for(2 * conv.flops()), lanes);
+  const int64_t count = plan.bands.size(), members = plan.groups() * plan.shares();
+  const int64_t channels = ceil_div(conv.c, lanes.vector) * lanes.vector;
+  const int64_t weights = channels * read * conv.taps(), own = channels * conv.o * conv.taps();
+  const int64_t each =
+      most_scratch(plan.bands, [&](const Band& band) { return FASTNEST_RUN(backward_scratch, conv, band); });
+  Scratch scratch(weights + plan.shares() * own + members * each + 2 * count * conv.c);
+  float *const packed = scratch.data(), *const gradients = packed + weights;
+  float *const work = gradients + plan.shares() * own, *const sums = work + members * each;
+  const bool direct = FASTNEST_RUN(lies_packed, conv);
+  const auto gradients_of = [&](int64_t share) {
+    return direct && share == 0 ? static_cast<float*>(dweight) : gradients + share * own;
   };
-  share_panels([&](int64_t begin, int64_t end) { FASTNEST_RUN(pack_backward, conv, begin, end, packed); });
-  on_threads(threads, [&](int64_t member) {
-    float* const own = sums_of_weights + member * weights;
-    std::fill(own, own + weights, 0.0f);
-    for (int64_t b = member * count / threads; b < (member + 1) * count / threads; ++b)
-      FASTNEST_RUN(norm_conv_backward, conv, run, bands[b], own, sums + 2 * b * conv.c, work + member * each);
+  NormConvBackward run = io;
+  run.packed = direct ? static_cast<const float*>(conv.weight) : packed;
+  const auto pack = [&](int64_t begin, int64_t end) {
+    if (direct) return;
+    for (int64_t i = begin; i < end; ++i) FASTNEST_RUN(pack_backward, conv, plan.panels[i], packed);
+  };
+  // Panels [begin, end) of everyone's sums in the first one's place, then as a gradient.
+  const auto close = [&](int64_t begin, int64_t end) {
+    const int64_t vector = lanes.vector * conv.o * conv.taps();
+    for (int64_t i = begin; i < end; ++i) {
+      const Panel& panel = plan.panels[i];
+      const int64_t rows = direct ? conv.o : 1, row = direct ? conv.c : 0;
+      const int64_t from = panel.vector * (direct ? lanes.vector : vector);
+      const int64_t floats = panel.vectors * (direct ? lanes.vector : vector);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* const to = gradients_of(0) + from + r * row;
+        if (count == 0) std::fill(to, to + floats, 0.0f);
+        for (int64_t share = 1; share < plan.shares(); ++share) {
+          const float* const other = gradients_of(share) + from + r * row;
+          for (int64_t j = 0; j < floats; ++j) to[j] += other[j];
+        }
+      }
+      if (!direct) FASTNEST_RUN(unpack, conv, gradients, panel, dweight);
+    }
+  };
+  if (plan.shares() > 1) in_parts(plan.panels.size(), members, pack);
+  on_threads(members, [&](int64_t member) {
+    const int64_t group = member / plan.shares(), share = member % plan.shares();
+    const int64_t first = plan.group_begin[group], end = plan.group_begin[group + 1];
+    if (plan.shares() == 1) pack(first, end);
+    for (int64_t b = plan.share_begin[share]; b < plan.share_begin[share + 1]; ++b)
+      FASTNEST_RUN(norm_conv_backward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
+                   b > plan.share_begin[share], gradients_of(share), sums + 2 * b * conv.c, work + member * each);
+    if (plan.shares() == 1) close(first, end);
   });
-  share_panels([&](int64_t begin, int64_t end) {
-    const int64_t panel = weights / std::max<int64_t>(panels, 1);
-    for (int64_t member = 1; member < threads; ++member)
-      for (int64_t i = begin * panel; i < end * panel; ++i) sums_of_weights[i] += sums_of_weights[member * weights + i];
-    FASTNEST_RUN(unpack, conv, sums_of_weights, begin, end, dweight);
-  });
+  if (plan.shares() > 1) in_parts(plan.panels.size(), members, close);
   std::vector<double> total(2 * conv.c, 0.0);
   for (int64_t b = 0; b < count; ++b)
     for (int64_t i = 0; i < 2 * conv.c; ++i) total[i] += sums[2 * b * conv.c + i];

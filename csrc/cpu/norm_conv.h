@@ -40,11 +40,6 @@ struct NormConv {
   }
 };
 
-// Rows [begin, end) of one image: of the target in a forward, of the source in a backward.
-struct Band {
-  int64_t image, begin, end;
-};
-
 struct NormConvForward {
   const float* packed;  // weights as pack_forward leaves them
   Pixels residual;      // added to the target, data null: nothing
@@ -62,12 +57,12 @@ struct Gradient {
 struct NormConvBackward {
   const float* packed;  // weights as pack_backward leaves them
   Gradient target;
-  Pixels dropout;        // as in the forward
-  Pixels shortcut;       // element type of the op: what else is added to the source's gradient; data null: nothing
-  Pixels features;       // gradient of relu(scale source + shift) itself, beside the convolution's; data null: none
-  Pixels into;           // float32, the source's gradient without its batch norm's share
-  bool add;              // to what `into` holds
-  const float* mean;     // [c] of the source, null: 0
+  Pixels dropout;     // as in the forward
+  Pixels shortcut;    // element type of the op: what else is added to the source's gradient; data null: nothing
+  Pixels features;    // gradient of relu(scale source + shift) itself, beside the convolution's; data null: none
+  Pixels into;        // float32, the source's gradient without its batch norm's share
+  bool add;           // to what `into` holds
+  const float* mean;  // [c] of the source, null: 0
 };
 
 // Computes conv.target; mean and var [o] of it, var divided by the count, unless they are null.
