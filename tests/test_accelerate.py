@@ -141,7 +141,7 @@ def runs_the_op(block: nn.Module, *inputs) -> bool:
 
 
 def results(model: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Output, gradients of input and parameters along a random direction, and buffers afterwards, of a copy of model."""
+    """Output, gradients of input and parameters along a random direction, and buffers afterwards: of a copy."""
     model, generator = copy.deepcopy(model).to(dtype), torch.Generator().manual_seed(seed)
     x = torch.randn(2, 3, 32, 32, generator=generator).to(dtype).requires_grad_()
     y = model(x)
@@ -258,8 +258,9 @@ def test_dropout():
 
 def test_dropout_that_the_op_does_not_know():
     """MONAI drops whole channels, timm whole branches: only training is left to the block itself."""
-    for make, inside in ((partial(monai_densenet, dropout_prob=0.5), "Dropout2d"), (partial(timm_resnetv2, drop_path_rate=0.5), "DropPath")):  # fmt: skip
-        model, x = fastnest.accelerate(make()).eval(), images()
+    channels, branches = monai_densenet(dropout_prob=0.5), timm_resnetv2(drop_path_rate=0.5)
+    for model, inside in ((channels, "Dropout2d"), (branches, "DropPath")):
+        model, x = fastnest.accelerate(model).eval(), images()
         assert runs_the_op(model, x) or not FUSED
         reasons = [reason for _, _, reason in rows(model.train(), x)]
         assert any(re.search(rf"\({inside}\) in training; eval\(\) runs the op", reason) for reason in reasons)
@@ -393,36 +394,67 @@ def test_hooks():
     assert runs_the_op(block, x) or not FUSED
 
 
-def set_conv(block: nn.Module, **options) -> None:
-    block.denselayer2.conv2 = nn.Conv2d(8, 4, **{"kernel_size": 3, "padding": 1, "bias": False} | options)
-
-
 class Scaled(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)
 
 
+def with_conv(**options):
+    """A change: another convolution in the second layer."""
+    conv = nn.Conv2d(8, 4, **{"kernel_size": 3, "padding": 1, "bias": False} | options)
+    return with_module("denselayer2.conv2", conv)
+
+
+def with_module(name: str, module: nn.Module):
+    return lambda block: block.set_submodule(name, copy.deepcopy(module))
+
+
+def with_value(name: str, value):
+    module, _, attribute = name.rpartition(".")
+    return lambda block: setattr(block.get_submodule(module), attribute, value)
+
+
+def weight_norm(block: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(block.denselayer1.conv1)
+
+
+def pruned(block: nn.Module) -> None:
+    prune.l1_unstructured(block.denselayer1.conv1, "weight", 0.5)
+
+
+def dilated(block: nn.Module) -> None:
+    block.denselayer1.conv2.dilation = block.denselayer1.conv2.padding = (2, 2)
+
+
+def with_a_gain(block: nn.Module) -> None:
+    block.denselayer1.gain = nn.Parameter(torch.ones(1))
+
+
+def patched(block: nn.Module) -> None:
+    block.forward = lambda x: type(block).forward(block, x)
+
+
 # What is done to a block before accelerate, and the reason why it is then left alone.
 UNFIT = {
-    "groups": (lambda b: set_conv(b, groups=4), r"groups=4 convolution: denselayer2\.conv2"),
-    "dilation": (lambda b: set_conv(b, dilation=2, padding=2), r"dilation=\(2, 2\)"),
-    "kernel": (lambda b: set_conv(b, kernel_size=5, padding=2), r"kernel_size=\(5, 5\)"),
-    "padding": (lambda b: set_conv(b, padding="same"), "padding=same"),
-    "reflect": (lambda b: set_conv(b, padding_mode="reflect"), "padding_mode=reflect"),
-    "bias": (lambda b: set_conv(b, bias=True), r"denselayer2\.conv2 has a bias"),
-    "subclass": (lambda b: setattr(b.denselayer1, "conv1", Scaled(6, 8, 1, bias=False)), r"conv1 is Scaled, not Conv2d"),
-    "group norm": (lambda b: setattr(b.denselayer1, "norm2", nn.GroupNorm(2, 8)), r"norm2 is GroupNorm, not BatchNorm2d"),
-    "activation": (lambda b: setattr(b.denselayer1, "relu2", nn.ReLU6()), r"norm2 is followed by ReLU6, not ReLU"),
-    "eps": (lambda b: setattr(b.denselayer1.norm2, "eps", 1e-3), "differ in eps"),
-    "statistics": (lambda b: setattr(b.denselayer1.norm2, "track_running_stats", False), "contradicts its buffers"),
-    "one more": (lambda b: setattr(b.denselayer2, "attention", nn.Identity()), r"denselayer2: attention \(Identity\)"),
-    "one less": (lambda b: delattr(b.denselayer2, "conv2"), "denselayer2 has no conv2"),
-    "parameter": (lambda b: b.denselayer1.register_parameter("gain", nn.Parameter(torch.ones(1))), "denselayer1 has parameters"),
-    "widths": (lambda b: setattr(b.denselayer2, "norm1", nn.BatchNorm2d(9)), "norm1 has 9 channels and conv1 reads 10"),
-    "weight norm": (lambda b: nn.utils.parametrizations.weight_norm(b.denselayer1.conv1), "conv1 has no parameter weight"),
-    "pruned": (lambda b: prune.identity(b.denselayer1.conv1, "weight"), "conv1 has no parameter weight"),
-    "patched": (lambda b: setattr(b, "forward", lambda x: type(b).forward(b, x)), "a forward of its own"),
-}  # fmt: skip
+    "groups": (with_conv(groups=4), r"groups=4 convolution: denselayer2\.conv2"),
+    "dilation": (with_conv(dilation=2, padding=2), r"dilation=\(2, 2\)"),
+    "kernel": (with_conv(kernel_size=5, padding=2), r"kernel_size=\(5, 5\)"),
+    "padding": (with_conv(padding="same"), "padding=same"),
+    "reflect": (with_conv(padding_mode="reflect"), "padding_mode=reflect"),
+    "bias": (with_conv(bias=True), r"denselayer2\.conv2 has a bias"),
+    "subclass": (with_module("denselayer1.conv1", Scaled(6, 8, 1, bias=False)), "conv1 is Scaled, not Conv2d"),
+    "group norm": (with_module("denselayer1.norm2", nn.GroupNorm(2, 8)), "norm2 is GroupNorm, not BatchNorm2d"),
+    "activation": (with_module("denselayer1.relu2", nn.ReLU6()), "norm2 is followed by ReLU6, not ReLU"),
+    "eps": (with_value("denselayer1.norm2.eps", 1e-3), "differ in eps"),
+    "statistics": (with_value("denselayer1.norm2.track_running_stats", False), "contradicts its buffers"),
+    "one more": (with_value("denselayer2.attention", nn.Identity()), r"denselayer2: attention \(Identity\)"),
+    "one less": (lambda block: delattr(block.denselayer2, "conv2"), "denselayer2 has no conv2"),
+    "parameter": (with_a_gain, "denselayer1 has parameters"),
+    "widths": (with_module("denselayer2.norm1", nn.BatchNorm2d(9)), "norm1 has 9 channels and conv1 reads 10"),
+    "weight norm": (weight_norm, "conv1 is ParametrizedConv2d, not Conv2d|conv1 has no parameter weight"),
+    "pruned": (pruned, "conv1 has no parameter weight"),
+    "patched": (patched, "a forward of its own"),
+}
 
 
 @pytest.mark.parametrize("unfit", UNFIT)
@@ -439,14 +471,15 @@ def test_left_alone(unfit):
 
 # What happens to a block after accelerate, and the reason why a call then runs its own forward.
 CHANGES = {
-    "replaced": (lambda b: set_conv(b), "modules inside were replaced since"),
-    "weight norm": (lambda b: nn.utils.parametrizations.weight_norm(b.denselayer1.conv1), "conv1 became a ParametrizedConv2d"),
-    "pruned": (lambda b: prune.l1_unstructured(b.denselayer1.conv1, "weight", 0.5), "hooks on denselayer1.conv1"),
-    "patched": (lambda b: setattr(b.denselayer1.conv1, "forward", lambda x: x.repeat(1, 2, 1, 1)[:, :8]), "conv1 has a forward of its own"),
-    "modes": (lambda b: b.denselayer2.train(), "some of its batch norms are in training and some in evaluation"),
-    "eps": (lambda b: setattr(b.denselayer1.norm1, "eps", 1e-3), r"denselayer1\.norm2 was changed"),
-    "double": (lambda b: b.double(), "float64 is computed exactly"),
-}  # fmt: skip
+    "replaced": (with_conv(), "modules inside were replaced since"),
+    "weight norm": (weight_norm, "conv1 became a ParametrizedConv2d"),
+    "pruned": (pruned, "hooks on denselayer1.conv1"),
+    "patched": (with_value("denselayer1.relu1.forward", torch.sigmoid), "relu1 has a forward of its own"),
+    "dilated": (dilated, "another stride, padding or dilation"),
+    "modes": (lambda block: block.denselayer2.train(), "some of its batch norms are in training and some in"),
+    "eps": (with_value("denselayer1.norm1.eps", 1e-3), r"denselayer1\.norm2 was changed"),
+    "double": (lambda block: block.double(), "float64 is computed exactly"),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -530,10 +563,11 @@ def test_models_that_stay():
 
 def test_explain_before_and_after(capsys):
     model, x = small_model("torchvision"), images()
+    why = "dense_block2d, {} layers: not accelerated, call fastnest.accelerate(model)"
     assert rows(model, x) == [
-        (f"features.denseblock{i}", "its own forward", f"dense_block2d, {n} layers: not accelerated, call fastnest.accelerate(model)")
-        for i, n in ((1, 2), (2, 3))
-    ]  # fmt: skip
+        ("features.denseblock1", "its own forward", why.format(2)),
+        ("features.denseblock2", "its own forward", why.format(3)),
+    ]
     set_conv_of = model.features.denseblock2.denselayer3
     set_conv_of.conv2 = nn.Conv2d(16, 8, 3, padding=1, groups=8, bias=False)
     fastnest.accelerate(model, verbose=True)

@@ -75,7 +75,7 @@ def _sizes(plan: Plan) -> Iterator[tuple[BatchNorm2d | Conv2d, tuple[int, ...]]]
             width += 2
         return
     small = {}  # what is equal stays equal, so that a block that adds up differently still runs and can be told apart
-    for norm, conv in zip(plan.parts.norms, plan.convs, strict=True):
+    for norm, conv in zip(plan.parts.norms, plan.convs(), strict=True):
         width, out = (small.setdefault(c, CHANNELS + len(small)) for c in (conv.in_channels, conv.out_channels))
         yield from ((norm, (width,)), (conv, (out, width)))
     if plan.projection is not None:

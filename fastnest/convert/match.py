@@ -5,7 +5,7 @@ authors), and taken only where every child is exactly what the op computes. What
 seen this way: `check.py` runs it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ class Parts(NamedTuple):
 
     parents: every module with children, and the block itself; children: all of theirs, in order.
     modules: the children that are there (None may stand for one that is not); types: their classes.
-    norms: the batch norms. only_in_eval: modules that do nothing but in training, where the op has nothing like them.
+    norms, convs: the batch norms and convolutions; geometry: of these, by _geometry.
+    only_in_eval: modules that do nothing but in training, where the op has nothing like them.
     """
 
     parents: tuple[Module, ...]
@@ -30,11 +31,13 @@ class Parts(NamedTuple):
     modules: tuple[Module, ...]
     types: tuple[type, ...]
     norms: tuple[BatchNorm2d, ...]
+    convs: tuple[Conv2d, ...]
+    geometry: tuple[tuple, ...]
     only_in_eval: tuple[Module, ...]
 
     def are_inside(self, block: Module) -> bool:
         """Whether they are still the modules that block has (a shallow copy of it has others)."""
-        return self.parents[0] is block and tuple([child for parent in self.parents for child in parent._modules.values()]) == self.children
+        return self.parents[0] is block and _children_of(self.parents) == self.children
 
     def why_unlike(self, block: Module) -> str | None:
         """Why the modules would not do now what the op does; None if they would."""
@@ -54,6 +57,8 @@ class Parts(NamedTuple):
                 return f"hooks on {name_in(block, self.modules[i])}, which the op would not call"
             if "forward" in state:
                 return f"{name_in(block, self.modules[i])} has a forward of its own"
+        if _geometry(self.convs) != self.geometry:
+            return "a convolution inside has another stride, padding or dilation since"
         training, eps = self.norms[0].training, self.norms[0].eps
         for i, state in enumerate([norm.__dict__ for norm in self.norms]):
             if state["training"] is not training:
@@ -61,6 +66,15 @@ class Parts(NamedTuple):
             if state["eps"] != eps or state["track_running_stats"] is (state["_buffers"]["running_mean"] is None):
                 return f"{name_in(block, self.norms[i])} was changed: track_running_stats, running_mean or eps"
         return None
+
+
+def _children_of(parents: Sequence[Module]) -> tuple[Module | None, ...]:
+    return tuple([child for parent in parents for child in parent._modules.values()])
+
+
+def _geometry(convs: Sequence[Conv2d]) -> tuple[tuple, ...]:
+    """What is changed in place to make a network's stride smaller."""
+    return tuple([(state["stride"], state["padding"], state["dilation"]) for state in [c.__dict__ for c in convs]])
 
 
 class DensePlan(NamedTuple):
@@ -78,9 +92,6 @@ class DensePlan(NamedTuple):
             layers = [layer._replace(dropout=rate) for layer, rate in zip(layers, rates, strict=True)]
         return run_dense_layers(x, layers, training=any(rates))
 
-    def weight(self) -> torch.Tensor:
-        return self.layers[0].conv2._parameters["weight"]
-
     def drop_rates(self) -> list[float]:
         return [getattr(owner, "drop_rate", 0.0) if owner.training else 0.0 for owner in self.owners]
 
@@ -93,15 +104,15 @@ class ResidualPlan(NamedTuple):
 
     op: str
     parts: Parts
-    convs: tuple[Conv2d, ...]
     projection: Conv2d | None
     features: bool = False
 
     def run(self, x: torch.Tensor):
-        return run_residual_block(x, self.parts.norms, self.convs, self.projection, return_features=self.features)
+        return run_residual_block(x, self.parts.norms, self.convs(), self.projection, self.features)
 
-    def weight(self) -> torch.Tensor:
-        return self.convs[0]._parameters["weight"]
+    def convs(self) -> tuple[Conv2d, ...]:
+        """In order, without the projection."""
+        return self.parts.convs[: len(self.parts.norms)]
 
     def __str__(self) -> str:
         return self.op
@@ -162,7 +173,7 @@ def _norm_names(module: Module) -> list[str]:
 
 
 def _look_dense(block: Module) -> DensePlan:
-    layers, owners, norms, only_in_eval = [], [], [], []
+    layers, owners, norms, convs, only_in_eval = [], [], [], [], []
     width = None
     for name, layer in block._modules.items():
         inner, children = name, _children(layer)
@@ -181,9 +192,10 @@ def _look_dense(block: Module) -> DensePlan:
         layers.append(DenseLayer(norm1, conv1, norm2, conv2))
         owners.append(layer)
         norms += (norm1, norm2)
+        convs += (conv1, conv2)
         if "dropout" in children:
             only_in_eval.append(_check_stateless(f"{inner}.dropout", children["dropout"]))
-    return DensePlan(_parts(block, norms, only_in_eval), tuple(layers), tuple(owners))
+    return DensePlan(_parts(block, norms, convs, only_in_eval), tuple(layers), tuple(owners))
 
 
 def _look_residual(block: Module) -> ResidualPlan:
@@ -215,7 +227,8 @@ def _look_residual(block: Module) -> ResidualPlan:
     if not _is_identity(children.get("drop_path", Identity())):
         only_in_eval.append(_check_stateless("drop_path", children["drop_path"]))
     op = "bottleneck2d" if bottleneck else "basic_block2d"
-    return ResidualPlan(op, _parts(block, norms, only_in_eval), tuple(convs), projection)
+    convs += [projection] if projection is not None else []
+    return ResidualPlan(op, _parts(block, norms, convs, only_in_eval), projection)
 
 
 def _projection(name: str, module: Module | None, stride: int) -> Conv2d | None:
@@ -303,7 +316,7 @@ def _check_stateless(name: str, module: Module) -> Module:
     return module
 
 
-def _parts(block: Module, norms: list[BatchNorm2d], only_in_eval: list[Module]) -> Parts:
+def _parts(block: Module, norms: list[BatchNorm2d], convs: list[Conv2d], only_in_eval: list[Module]) -> Parts:
     inside = [module for module in block.modules() if module is not block]
     parents = (block, *(module for module in inside if module._modules))
     for parent in parents:
@@ -311,6 +324,7 @@ def _parts(block: Module, norms: list[BatchNorm2d], only_in_eval: list[Module]) 
             raise _LeftAlone(f"{name_in(block, parent) or 'it'} has parameters or buffers beside its modules'")
     if len(set(map(id, norms))) < len(norms) or len({norm.eps for norm in norms}) > 1:
         raise _LeftAlone("its batch norms are one module used twice, or differ in eps")
-    children = tuple(child for parent in parents for child in parent._modules.values())
+    children = _children_of(parents)
     modules = tuple(child for child in children if child is not None)
-    return Parts(parents, children, modules, tuple(map(type, modules)), tuple(norms), tuple(only_in_eval))
+    types, geometry = tuple(map(type, modules)), _geometry(convs)
+    return Parts(parents, children, modules, types, tuple(norms), tuple(convs), geometry, tuple(only_in_eval))

@@ -50,7 +50,7 @@ def _new(own: type, *args) -> Module:
 
 
 def _made(block: Module) -> type:
-    """The class that accelerate gave a block; since then others (a parametrization, FSDP) may have put theirs before."""
+    """The class that accelerate gave a block, before which others (a parametrization, FSDP) may have put theirs."""
     return next(cls for cls in type(block).__mro__ if Accelerated in cls.__bases__)
 
 
@@ -76,7 +76,7 @@ def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
     for module in plan.parts.only_in_eval:
         if module.training:
             return f"{name_in(block, module)} ({type(module).__name__}) in training; eval() runs the op"
-    return _backend.why_no_kernel(args[0], plan.weight())
+    return _backend.why_no_kernel(args[0], plan.parts.convs[0]._parameters["weight"])
 
 
 def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) -> Module:
