@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..functional import dense_block2d
+from ..functional import basic_block2d, bottleneck2d, dense_block2d
 from ..reference import dense_block2d as reference
+from ..reference.basic_block2d import KIND as basic_kind
+from ..reference.bottleneck2d import KIND as bottleneck_kind
 
 
 class DenseLayer(NamedTuple):
@@ -143,16 +145,64 @@ def _sum_over(process_group) -> Callable[[Tensor], Tensor]:
     return lambda tensor: all_reduce(tensor, group=process_group)
 
 
-def run_residual_block(x, norms, convs, projection, return_features=False):
-    """Stand-in in plain torch until the op is there."""
-    y = a = F.relu(norm_only(norms[0], x))
-    for i, conv in enumerate(convs[:-1]):
-        y = F.relu(norm_only(norms[i + 1], F.conv2d(y, conv.weight, None, conv.stride, conv.padding)))
-    v = y
-    y = F.conv2d(v, convs[-1].weight, None, convs[-1].stride, convs[-1].padding)
-    y = y + (x if projection is None else F.conv2d(a, projection.weight, None, projection.stride))
-    return (y, v) if return_features else y
+RESIDUAL_BLOCKS = {
+    2: ("BasicBlock2d", basic_block2d, basic_kind.strided),
+    3: ("Bottleneck2d", bottleneck2d, bottleneck_kind.strided),
+}
 
 
-def norm_only(norm, x):
-    return torch.nn.modules.batchnorm._BatchNorm.forward(norm, x)
+def run_residual_block(
+    x: Tensor,
+    norms: Sequence[torch.nn.BatchNorm2d],
+    convs: Sequence[torch.nn.Conv2d],
+    projection: torch.nn.Conv2d | None,
+    return_features: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y, or (y, features), by `functional.basic_block2d` or `bottleneck2d`, and the running statistics moved.
+
+    Args:
+        x: images [n, c, h, w].
+        norms: the batch norms, as many as convolutions, or none.
+        convs: two convolutions of a basic block, or three of a bottleneck.
+        projection: the convolution of the shortcut, or None.
+        return_features: whether to return the features too.
+    """
+    name, op, strided = RESIDUAL_BLOCKS[len(convs)]
+    batch, eps = use_batch_statistics(name, norms), common_eps(name, norms)
+    weights, biases, means, variances = norm_tensors(norms, batch)
+    stride = convs[strided].stride[0]
+    shortcut = {} if projection is None else {"projection": projection.weight, "projection_bias": projection.bias}
+    y, *features, statistics = op(
+        x,
+        [conv.weight for conv in convs],
+        weights,
+        biases,
+        conv_bias=_conv_biases(convs),
+        norm_mean=means,
+        norm_var=variances,
+        **shortcut,
+        stride=stride,
+        eps=eps,
+        return_features=return_features,
+        return_statistics=True,
+    )
+    if batch:
+        # Norms up to the convolution with the stride read larger images than those behind it.
+        for group, image in ((slice(strided + 1), x), (slice(strided + 1, None), y)):
+            update_running_statistics(norms[group], statistics[0][group], statistics[1][group], _pixels(image))
+    return (y, *features) if features else y
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _conv_biases(convs: Sequence[torch.nn.Conv2d]) -> list[Tensor]:
+    """One bias a convolution, or none if none has one."""
+    biases = [conv.bias for conv in convs]
+    if all(bias is None for bias in biases):
+        return []
+    return [
+        torch.zeros_like(conv.weight[:, 0, 0, 0]) if bias is None else bias
+        for conv, bias in zip(convs, biases, strict=True)
+    ]

@@ -1,10 +1,19 @@
 """What tests and benchmarks share: awkward inputs of every op, what an op costs, and how near a result has to be."""
 
+from functools import partial
+
 from .case import Case
 from .chains import dense_chain_cases, residual_chain_cases, small_dense_chain_cases, small_residual_chain_cases
 from .comparison import ULPS, Expected, assert_close, expect
 from .cost import bytes_moved, flops, flops_of_maps
-from .images import batch_stats_cases, dense_block2d_cases, small_batch_stats_cases, small_dense_block2d_cases
+from .images import (
+    batch_stats_cases,
+    dense_block2d_cases,
+    residual_block2d_cases,
+    small_batch_stats_cases,
+    small_dense_block2d_cases,
+    small_residual_block2d_cases,
+)
 from .running import Results, as_tuple, flat, instruction_set, kernel, kernels, run, unflat
 
 _CASES = {
@@ -12,6 +21,9 @@ _CASES = {
     "dense_chain": (dense_chain_cases, small_dense_chain_cases),
     "batch_stats": (batch_stats_cases, small_batch_stats_cases),
     "dense_block2d": (dense_block2d_cases, small_dense_block2d_cases),
+} | {
+    op: (partial(residual_block2d_cases, op), partial(small_residual_block2d_cases, op))
+    for op in ("bottleneck2d", "basic_block2d")
 }
 OPS = tuple(_CASES)
 

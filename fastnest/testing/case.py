@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class Case:
     """One call of an op, from numbers only, so that its repr is all one needs to repeat it.
 
     sizes: n m k l for residual_chain; n m d h for dense_chain, d and h tuples with one size per block (h may be ());
-    n c h w for batch_stats; n c h w d b for dense_block2d, d and b tuples with one size per layer (b may be ()).
+    n c h w for batch_stats; n c h w d b for dense_block2d, d and b tuples with one size per layer (b may be ()); n c h w
+    k m for bottleneck2d and basic_block2d.
     absent: tensor arguments left out. options: passed on as they are. layout: how x, or the weights, lie in memory.
     """
 
@@ -44,7 +46,10 @@ class Case:
     def y_shape(self) -> tuple[int, ...]:
         """Of the first output."""
         n, width, *image = self.shapes()["x"]
-        return (width,) if self.op == "batch_stats" else (n, width + sum(self.sizes.get("d", ())), *image)
+        if self.op == "batch_stats":
+            return (width,)
+        image = [(size - 1) // self.options.get("stride", 1) + 1 for size in image]
+        return (n, self.sizes.get("m", width) + sum(self.sizes.get("d", ())), *image)
 
     def tensors(self, dtype: torch.dtype, compute: torch.dtype | None = None, nudge: int = 0) -> dict:
         """Random arguments that are exact in dtype, held in `compute` (by default dtype too), all needing gradients.
@@ -155,9 +160,21 @@ def _dense_block2d_shapes(case: Case) -> dict:
     return {name: shape for name, shape in shapes.items() if shape} | {"dropout": [(n, o, h, w) for o in d]}
 
 
+def _residual_block2d_shapes(case: Case, kernels: tuple[int, ...]) -> dict:
+    n, c, h, w, k, m = (case.sizes[size] for size in "nchwkm")
+    reads = [c] + [k] * (len(kernels) - 1)
+    writes = [*reads[1:], m]
+    conv = [(o, i, kernel, kernel) for o, i, kernel in zip(writes, reads, kernels, strict=True)]
+    shapes = {"x": (n, c, h, w), "conv": conv, **_vectors(["conv_bias"], writes)}
+    shapes |= _vectors([f"norm_{name}" for name in NORM], reads)
+    return shapes | {"projection": (m, c, 1, 1), "projection_bias": (m,)}
+
+
 SHAPES = {
     "residual_chain": _residual_chain_shapes,
     "dense_chain": _dense_chain_shapes,
     "batch_stats": _batch_stats_shapes,
     "dense_block2d": _dense_block2d_shapes,
+    "bottleneck2d": partial(_residual_block2d_shapes, kernels=(1, 3, 1)),
+    "basic_block2d": partial(_residual_block2d_shapes, kernels=(3, 3)),
 }

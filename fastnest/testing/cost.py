@@ -13,10 +13,13 @@ def flops(case: Case, training: bool = False) -> int:
 
     A pixel counts as a row. Not counted: activations, sums, and what a backward computes again.
     """
-    maps = ("down", "mid", "up", "weight", "hidden_weight", "conv1", "conv2")
+    maps = ("down", "mid", "up", "weight", "hidden_weight", "conv1", "conv2", "conv", "projection")
     n, _, *image = case.shapes()["x"]
-    weights = (shape for name, shape in _flat_shapes(case) if name in maps)
-    return flops_of_maps(n * math.prod(image), weights, training)
+    before = n * math.prod(image)
+    behind = n * math.prod(case.y_shape[2:])  # the first convolution that may have a stride
+    weights = [shape for name, shape in _flat_shapes(case) if name in maps]
+    larger = {"bottleneck2d": 1, "basic_block2d": 0}.get(case.op, len(weights))
+    return flops_of_maps(before, weights[:larger], training) + flops_of_maps(behind, weights[larger:], training)
 
 
 def flops_of_maps(n: int, shapes: Iterable[tuple[int, ...]], training: bool) -> int:

@@ -1,6 +1,7 @@
 """Cases of the ops on images."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import cycle
 
 from .case import Case
@@ -63,3 +64,47 @@ def small_dense_block2d_cases() -> Iterator[Case]:
         ((), ()),
     ):
         yield Case("dense_block2d", {**sizes, "d": (2, 3), "b": b}, absent, layout="channels last")
+
+
+NORMS = ("norm_weight", "norm_bias", "norm_mean", "norm_var")
+PROJECTION = ("projection", "projection_bias")
+# What a residual block is called with: absent arguments, stride, whether the features are returned.
+RESIDUAL_KINDS = (
+    (("conv_bias", "norm_mean", "norm_var", *PROJECTION), 1, False),
+    (("conv_bias", "norm_mean", "norm_var", "projection_bias"), 2, True),
+    (("conv_bias", *PROJECTION), 1, True),
+    ((), 2, False),
+    (NORMS, 2, True),
+    ((*NORMS, *PROJECTION), 1, True),
+    (("norm_mean", "norm_var"), 1, False),
+    (("conv_bias", *NORMS, "projection_bias"), 1, False),
+)
+
+
+def _residual_block2d_case(op, n, c, h, w, k, m, kind, layout="channels last"):
+    absent, stride, return_features = kind
+    sizes = {"n": n, "c": c, "h": h, "w": w, "k": k, "m": c if "projection" in absent else m}
+    return Case(op, sizes, absent, {"stride": stride, "return_features": return_features}, layout)
+
+
+def residual_block2d_cases(op: str) -> Iterator[Case]:
+    case, kinds = partial(_residual_block2d_case, op), cycle(RESIDUAL_KINDS)
+    sizes = ((0, 3, 2), (2, 7, 8), (3, 2, 5), (1, 15, 7), (5, 1, 3), (2, 8, 15), (7, 3, 3))
+    k, m = cycle([5, 16, 33, 1, 64]), cycle([16, 1, 33])
+    for c in (1, 3, 16, 33, 64, 130):
+        for n, h, w in sizes:
+            yield case(n, c, h, w, next(k), next(m), next(kinds))
+    for kind in RESIDUAL_KINDS[2:6]:
+        yield case(1, 5, 1, 1, 7, 3, kind)
+    for layout in ("contiguous", *IMAGE_LAYOUTS):
+        for kind in RESIDUAL_KINDS[:3]:
+            yield case(3, 17, 6, 5, 20, 9, kind, layout)
+    for kind in RESIDUAL_KINDS[:2]:
+        yield case(2, 24, 56, 57, 12, 40, kind)  # many bands of lines
+        yield case(33, 20, 14, 14, 8, 40, kind)  # long sums in the weights' gradients
+    yield case(2, 520, 3, 3, 130, 520, RESIDUAL_KINDS[0])  # few pixels, many channels: more weights than activations
+
+
+def small_residual_block2d_cases(op: str) -> Iterator[Case]:
+    for kind in RESIDUAL_KINDS:
+        yield _residual_block2d_case(op, 3, 5, 2, 3, 4, 6, kind)
