@@ -21,7 +21,8 @@ $(VENV)/environment.stamp: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastnest needs Python >= 3.10, got " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
-	$(PIP) "setuptools>=77" wheel pybind11 ninja pip
+	$(PIP) "setuptools>=77" wheel pybind11 ninja "pip>=25.1"
+	$(PIP) --no-deps --group models
 	@touch $@
 environment: $(VENV)/environment.stamp
 

@@ -4,11 +4,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import functional, models, nn
 from ._backend import backend, backends
-from .convert import explain
+from .convert import accelerate, explain, restore
 
 try:
     __version__ = version("fastnest-torch")
 except PackageNotFoundError:  # run from the source tree, not installed
     __version__ = "0+unknown"
 
-__all__ = ["backend", "backends", "explain", "functional", "models", "nn"]
+__all__ = ["accelerate", "backend", "backends", "explain", "functional", "models", "nn", "restore"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 try:
     from . import _C
@@ -96,6 +97,18 @@ def _why_not_cpp(x: Tensor) -> str | None:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through the reference"
     return None
+
+
+def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
+    """Why a caller that has torch's way too should not call an op: no kernel takes x, or torch does something else."""
+    if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
+        return f"{type(x).__name__} has operators of its own"
+    if torch.is_autocast_enabled(x.device.type):
+        if x.dtype is torch.float32:
+            return "float32 under autocast, whose result torch leaves in float32"
+    elif x.dtype != weight.dtype:
+        return f"its input is {x.dtype} and its weights are {weight.dtype}"
+    return _why_not_cpp(x)
 
 
 def choose(op: str, x: Tensor) -> str:

@@ -104,6 +104,7 @@ def test_without_the_compiled_half():
 
 
 def test_public_names():
-    assert set(fastnest.__all__) >= {"backend", "backends", "explain", "functional", "nn", "models"}
+    names = {"accelerate", "backend", "backends", "explain", "functional", "nn", "models", "restore"}
+    assert set(fastnest.__all__) >= names
     for module in (fastnest, fastnest.functional, fastnest.nn, fastnest.models):
         assert all(getattr(module, name).__doc__ for name in module.__all__)

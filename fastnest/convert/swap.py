@@ -1,0 +1,143 @@
+"""accelerate and restore: known blocks get a class of their own, whose forward is the op.
+
+Only the class changes. A forward set on the instance would be a reference to the module from inside it, which copies
+(`copy.deepcopy`, replicas) and pickles get wrong or refuse; a class travels with all of them.
+"""
+
+import copy
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.module import _has_any_global_hook
+
+from .. import _backend
+from .check import agreed
+from .match import Plan, candidates, look, name_in
+
+PLAN = "_fastnest_plan"
+
+
+class Accelerated:
+    """Comes before a block's own class: runs the block's plan where that computes the same, else the own forward."""
+
+    runs_a_plan = True
+
+    def forward(self, *args, **kwargs):
+        if why_not(self, args, kwargs) is None:
+            return self.__dict__[PLAN].run(args[0])
+        return super().forward(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol):
+        reduced = super().__reduce_ex__(protocol)
+        if type(self) is not _made(self):
+            return reduced
+        # The class is made at run time: a pickle, and a copy, names what it is made from.
+        _, (_, *args), *state = reduced
+        return _new, (type(self).__bases__[1], *args), *state
+
+
+@cache
+def _accelerated(own: type) -> type:
+    names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    return type(own.__name__, (Accelerated, own), names)
+
+
+def _new(own: type, *args) -> Module:
+    cls = _accelerated(own)
+    return cls.__new__(cls, *args)
+
+
+def _made(block: Module) -> type:
+    """The class that accelerate gave a block, before which others (a parametrization, FSDP) may have put theirs."""
+    return next(cls for cls in type(block).__mro__ if Accelerated in cls.__bases__)
+
+
+def plan_of(block: Module) -> Plan | None:
+    """What an accelerated block runs; None for any other module."""
+    return block.__dict__.get(PLAN)
+
+
+def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
+    """Why an accelerated block runs its own forward when called with these; None where it runs the op."""
+    plan = plan_of(block)
+    if plan is None:
+        return "restored"
+    if torch.jit.is_tracing():
+        return "under torch.jit.trace, which records torch's own operators only"
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 4:
+        return "called with something else than one tensor [n, channels, height, width]"
+    reason = plan.parts.why_unlike(block)
+    if reason is not None:
+        return reason
+    if _has_any_global_hook():
+        return "hooks on all modules, which the op would not call"
+    for module in plan.parts.only_in_eval:
+        if module.training:
+            return f"{name_in(block, module)} ({type(module).__name__}) in training; eval() runs the op"
+    return _backend.why_no_kernel(args[0], plan.parts.convs[0]._parameters["weight"])
+
+
+def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) -> Module:
+    """Makes the forward of every block that fastnest has an op for that op.
+
+    Dense blocks of torchvision, timm, MONAI and torchxrayvision, pre-activation residual blocks of timm's resnetv2 and
+    of the ResNEst authors, and whatever is built the same. A block is taken if all modules inside are what the op
+    computes and a trial run of both agrees. Parameters, buffers, `state_dict` keys, hooks on the block, train and eval
+    stay what they are, and the numbers too, to rounding; so do copies and pickles (unpickling needs fastnest). Not
+    kept: checkpointing inside a block (`memory_efficient`), which is not needed, because the op stores little. Its
+    second forward also moved running statistics twice; here they move once.
+
+    For one call a block runs its own forward where the op would not do the same: hooks on modules inside, batch norms
+    partly in training, input that no kernel takes. `explain` says so.
+
+    Args:
+        model: any module.
+        inplace: False accelerates a copy and leaves model as it is.
+        verbose: whether to print what was replaced, and what was not and why.
+
+    Returns:
+        model, or the copy.
+    """
+    _check("accelerate", model)
+    if not inplace:
+        model = copy.deepcopy(model)
+    said = []
+    for name, block in list(candidates(model)):
+        plan = plan_of(block)
+        if plan is None or not plan.parts.are_inside(block):
+            plan = examine(block)
+        if isinstance(plan, str):
+            said.append(f"{name or '(model)'} ({type(block).__name__}): left alone: {plan}")
+            continue
+        if not isinstance(block, Accelerated):
+            block.__class__ = _accelerated(type(block))
+        block.__dict__[PLAN] = plan
+        said.append(f"{name or '(model)'} ({type(block).__name__}): {plan}")
+    if verbose:
+        print(*said, sep="\n")
+        print(f"{sum(plan_of(block) is not None for _, block in candidates(model))} of {len(said)} blocks accelerated")
+    return model
+
+
+def examine(block: Module) -> Plan | str:
+    """How an op computes a candidate, or why it is left alone."""
+    plan = look(block)
+    return plan if isinstance(plan, str) else agreed(block, plan)
+
+
+def restore(model: Module) -> Module:
+    """Undoes `accelerate`: every block has its own class again and nothing of fastnest in it. Returns model."""
+    _check("restore", model)
+    for block in model.modules():
+        if isinstance(block, Accelerated):
+            block.__dict__.pop(PLAN, None)
+            if type(block) is _made(block):  # else it stays, and without a plan does nothing
+                block.__class__ = type(block).__bases__[1]
+    return model
+
+
+def _check(op: str, model) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
