@@ -9,15 +9,19 @@ constexpr int kPanelVectors = kLanes == 16 ? 4 : 3;  // at most, of the channels
 
 // Rows of a block: sums fill the registers, but the pointers to a dozen rows would no longer all have one.
 template <int kV>
-constexpr int kBlockRowsOf = kLanes == 16 ? (kV < 3 ? 11 : 24 / kV) : (kV == 1 ? 8 : kV == 2 ? 5 : 4);
+constexpr int kBlockRowsOf = kLanes == 16 ? (kV < 3 ? 11 : 24 / kV)
+                                          : (kV == 1   ? 8
+                                             : kV == 2 ? 5
+                                                       : 4);
 
-// c[c_at[r]][v] = sum over taps and steps of a[a_at[r] + tap_at[tap] + step] * b[b_at[tap] + step][v]
+// c[c_at[r]][v] = sum over taps and steps of a[a_at[r] + tap_at[tap] + step] * b[(b_at[tap] + step) b_step + v]
 struct RowProduct {
   const float* a;
   const int64_t *a_at, *c_at;    // [rows]
   const int64_t *tap_at, *b_at;  // [taps]
-  const float* b;                // rows of kV vectors, as c
-  float* c;
+  const float* b;
+  int64_t b_step;
+  float* c;  // rows of kV vectors
   int rows, taps, steps;
 };
 
@@ -33,8 +37,8 @@ static __attribute__((noinline)) void row_product_block(const RowProduct& p, int
     const float* a[kR];
 #pragma GCC unroll 12
     for (int r = 0; r < kR; ++r) a[r] = p.a + p.a_at[row + r] + p.tap_at[tap];
-    const float* b = p.b + p.b_at[tap] * kWidth;
-    for (int64_t step = 0; step < p.steps; ++step, b += kWidth) {
+    const float* b = p.b + p.b_at[tap] * p.b_step;
+    for (int64_t step = 0; step < p.steps; ++step, b += p.b_step) {
       Vec wide[kV];
 #pragma GCC unroll 4
       for (int v = 0; v < kV; ++v) wide[v] = load(b + v * kLanes);
@@ -60,21 +64,20 @@ struct Segment {
 struct OuterProduct {
   const float *a, *b;
   const Segment* segments;
-  int64_t a_step, b_step;
-  float* c;  // rows of kV vectors
+  int64_t a_step, b_step, c_row;
+  float* c;
   int rows, count;
   bool add;
 };
 
 template <class Number, int kR, int kV>
 static __attribute__((noinline)) void outer_product_block(const OuterProduct& p, int row) {
-  constexpr int kWidth = kV * kLanes;
-  float* const c = p.c + row * kWidth;
+  float* const c = p.c + row * p.c_row;
   Vec acc[kR][kV];
 #pragma GCC unroll 12
   for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) acc[r][v] = p.add ? load(c + r * kWidth + v * kLanes) : Vec{};
+    for (int v = 0; v < kV; ++v) acc[r][v] = p.add ? load(c + r * p.c_row + v * kLanes) : Vec{};
   for (int segment = 0; segment < p.count; ++segment) {
     const Segment& at = p.segments[segment];
     const float *a = p.a + at.a_at + row, *b = p.b + at.b_at;
@@ -93,7 +96,7 @@ static __attribute__((noinline)) void outer_product_block(const OuterProduct& p,
 #pragma GCC unroll 12
   for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) store(c + r * kWidth + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kV; ++v) store(c + r * p.c_row + v * kLanes, acc[r][v]);
 }
 
 template <class Number, int kR, int kV>
@@ -126,14 +129,19 @@ static void product_panel(const Product& p) {
   }
 }
 
+// Calls work(a constant equal to `vectors`).
+template <class Work>
+FASTNEST_INLINE void with_vectors(int vectors, Work&& work) {
+  switch (vectors) {
+    case 1: return work(std::integral_constant<int, 1>{});
+    case 2: return work(std::integral_constant<int, 2>{});
+    case 3: return work(std::integral_constant<int, 3>{});
+    default: return work(std::integral_constant<int, kPanelVectors>{});
+  }
+}
+
 // `vectors` of channels are written: a RowProduct or an OuterProduct.
 template <class Number, class Product>
 static void block_product(const Product& p, int vectors) {
-  switch (vectors) {
-    case 1: return product_panel<Number, 1>(p);
-    case 2: return product_panel<Number, 2>(p);
-    case 3: return product_panel<Number, 3>(p);
-    default:
-      if constexpr (kPanelVectors > 3) product_panel<Number, 4>(p);
-  }
+  with_vectors(vectors, [&](auto constant) { product_panel<Number, decltype(constant)::value>(p); });
 }

@@ -11,14 +11,21 @@ struct LongSum {
 constexpr int kRunTerms = 8;
 
 // After term `i`, counted from anywhere.
-FASTNEST_INLINE void close_run(LongSum& sum, int64_t i) {
+template <int kV>
+FASTNEST_INLINE void close_runs(LongSum (&sums)[kV], int64_t i) {
   if (i % kRunTerms != kRunTerms - 1) return;
-  const Vec high = sum.high + sum.run, part = high - sum.high;
-  sum.low += (sum.high - (high - part)) + (sum.run - part);
-  sum.high = high, sum.run = Vec{};
+#pragma GCC unroll 4
+  for (int v = 0; v < kV; ++v) {
+    LongSum& sum = sums[v];
+    const Vec high = sum.high + sum.run, part = high - sum.high;
+    sum.low += (sum.high - (high - part)) + (sum.run - part);
+    sum.high = high, sum.run = Vec{};
+  }
 }
 
-FASTNEST_INLINE Vec total(LongSum sum) {
-  close_run(sum, kRunTerms - 1);
-  return select(sum.low == sum.low, sum.high + sum.low, sum.high);  // what is rounded off an infinity is no number
+FASTNEST_INLINE Vec total(const LongSum& sum) {
+  LongSum closed[1] = {sum};
+  close_runs(closed, kRunTerms - 1);
+  const Vec high = closed[0].high, low = closed[0].low;
+  return select(low == low, high + low, high);  // what is rounded off an infinity is no number
 }

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <functional>
-#include <type_traits>
 
 #include "cpu/norm_conv_plan.h"
 
@@ -108,19 +107,33 @@ void run_backward(const NormConv& given, const NormConvBackward& io, void* dweig
   Scratch scratch(weights + plan.shares() * own + members * each + 2 * count * conv.c);
   float *const packed = scratch.data(), *const gradients = packed + weights;
   float *const work = gradients + plan.shares() * own, *const sums = work + members * each;
+  const bool direct = FASTNEST_RUN(lies_packed, conv);
+  const auto gradients_of = [&](int64_t share) {
+    return direct && share == 0 ? static_cast<float*>(dweight) : gradients + share * own;
+  };
   NormConvBackward run = io;
-  run.packed = packed;
+  run.packed = direct ? static_cast<const float*>(conv.weight) : packed;
   const auto pack = [&](int64_t begin, int64_t end) {
+    if (direct) return;
     for (int64_t i = begin; i < end; ++i) FASTNEST_RUN(pack_backward, conv, plan.panels[i], packed);
   };
+  // Panels [begin, end) of everyone's sums in the first one's place, then as a gradient.
   const auto close = [&](int64_t begin, int64_t end) {
+    const int64_t vector = lanes.vector * conv.o * conv.taps();
     for (int64_t i = begin; i < end; ++i) {
       const Panel& panel = plan.panels[i];
-      const int64_t row = lanes.vector * conv.o * conv.taps(), from = panel.vector * row;
-      if (count == 0) std::fill(gradients + from, gradients + from + panel.vectors * row, 0.0f);
-      for (int64_t share = 1; share < plan.shares(); ++share)
-        for (int64_t j = from; j < from + panel.vectors * row; ++j) gradients[j] += gradients[share * own + j];
-      FASTNEST_RUN(unpack, conv, gradients, panel, dweight);
+      const int64_t rows = direct ? conv.o : 1, row = direct ? conv.c : 0;
+      const int64_t from = panel.vector * (direct ? lanes.vector : vector);
+      const int64_t floats = panel.vectors * (direct ? lanes.vector : vector);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* const to = gradients_of(0) + from + r * row;
+        if (count == 0) std::fill(to, to + floats, 0.0f);
+        for (int64_t share = 1; share < plan.shares(); ++share) {
+          const float* const other = gradients_of(share) + from + r * row;
+          for (int64_t j = 0; j < floats; ++j) to[j] += other[j];
+        }
+      }
+      if (!direct) FASTNEST_RUN(unpack, conv, gradients, panel, dweight);
     }
   };
   if (plan.shares() > 1) in_parts(plan.panels.size(), members, pack);
@@ -130,7 +143,7 @@ void run_backward(const NormConv& given, const NormConvBackward& io, void* dweig
     if (plan.shares() == 1) pack(first, end);
     for (int64_t b = plan.share_begin[share]; b < plan.share_begin[share + 1]; ++b)
       FASTNEST_RUN(norm_conv_backward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
-                   b > plan.share_begin[share], gradients + share * own, sums + 2 * b * conv.c, work + member * each);
+                   b > plan.share_begin[share], gradients_of(share), sums + 2 * b * conv.c, work + member * each);
     if (plan.shares() == 1) close(first, end);
   });
   if (plan.shares() > 1) in_parts(plan.panels.size(), members, close);

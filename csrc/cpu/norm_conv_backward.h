@@ -14,6 +14,11 @@ static Lanes backward_lanes(const NormConv& conv) {
 
 static bool is_flat(const NormConv& conv) { return conv.kernel == 1 && conv.stride == 1; }
 
+// Float weights of a 1x1 convolution lie as they are read, in rows of its channels, and so does their gradient.
+static bool lies_packed(const NormConv& conv) {
+  return conv.kernel == 1 && conv.element == Element::kFloat32 && conv.c % kLanes == 0;
+}
+
 static int64_t backward_positions(const NormConv& conv, const Band& band) {
   return is_flat(conv) ? band.pixels() : target_lines(conv, band).positions(conv.out_width());
 }
@@ -39,8 +44,7 @@ FASTNEST_INLINE void read_gradient(const NormConv& conv, const NormConvBackward&
       d += fma(value - load_first(gradient.mean + i, count), load_first(gradient.slope + i, count),
                load_first(gradient.offset + i, count));
     }
-    if (io.dropout.data)
-      d *= load_first(static_cast<const T*>(io.dropout.data) + p * io.dropout.stride + i, count);
+    if (io.dropout.data) d *= load_first(static_cast<const T*>(io.dropout.data) + p * io.dropout.stride + i, count);
     store_first(to + i, d, count);
   }
   if (Number::kPerLane == 2 && conv.o % 2) to[conv.o] = To{};
@@ -78,11 +82,13 @@ FASTNEST_INLINE void for_lines(const NormConv& conv, const Band& band, const Vis
 
 // sums [pixel of the band][width] = every tap's share of the gradient of the activations, one panel of them.
 template <class Number>
-static void convolve_back(const NormConv& conv, const Band& band, const Room& room, const float* packed, int vectors) {
+static void convolve_back(const NormConv& conv, const Band& band, const Room& room, const float* packed, int64_t step,
+                          int vectors) {
   const int64_t inner = lanes_of<Number>(conv.o), s = conv.stride, pad = conv.kernel / 2, k = conv.kernel;
   int64_t tap_at[kMostTaps], b_at[kMostTaps];
   RowProduct p{};
-  p.a = room.tile, p.tap_at = tap_at, p.b_at = b_at, p.b = packed, p.c = room.sums, p.steps = (int)inner;
+  p.a = room.tile, p.tap_at = tap_at, p.b_at = b_at, p.b = packed, p.b_step = step;
+  p.c = room.sums, p.steps = (int)inner;
   p.a_at = room.a_at, p.c_at = room.c_at;
   if (is_flat(conv)) {
     for (int64_t j = 0; j < band.pixels(); ++j) room.a_at[j] = j * inner, room.c_at[j] = j;
@@ -107,64 +113,77 @@ static void convolve_back(const NormConv& conv, const Band& band, const Room& ro
     }
 }
 
+constexpr int kPixelsAhead = 4;  // prefetched: a pixel's part of a panel is a short piece of a long row
+
 // Through relu and the affine map: gradients of a panel's channels, and in the place of the sums the activations, of
 // neighbouring pixels in one lane where products are of pairs.
-template <class T, class Number>
+template <class T, class Number, int kV>
 static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, const Band& band, const Panel& panel,
                             float* values, float* sums) {
-  const int width = panel.vectors * kLanes;
-  for (int lane = 0; lane < width; lane += kLanes) {
-    const int64_t at = panel.vector * kLanes + lane;
-    const int count = (int)std::min<int64_t>(conv.c - at, kLanes);
-    if (count <= 0) break;
+  const Counts<kV> counts(panel, conv.c);
+  const int64_t at = panel.vector * kLanes;
+  Vec scale[kV], shift[kV], mean[kV];
+  LongSum gradients[kV], products[kV];
+  for (int v = 0; v < kV; ++v) {
     const auto constant = [&](const float* p, float otherwise) {
-      return p ? load_first(p + at, count) : broadcast(otherwise);
+      return p ? load_first(p + at + v * kLanes, counts.of[v]) : broadcast(otherwise);
     };
-    const Vec scale = constant(conv.scale, 1), shift = constant(conv.shift, 0), mean = constant(io.mean, 0);
-    LongSum gradients, products;
-    const auto pixel = [&](int64_t p) {
-      const auto also = [&](const Pixels& image) {
-        return load_first(static_cast<const T*>(image.data) + p * image.stride + at, count);
-      };
-      float* const into = static_cast<float*>(io.into.data) + p * io.into.stride + at;
-      const Vec x = also(conv.source), u = conv.scale ? fma(x, scale, shift) : x;
-      Vec da = load(values + (p - band.begin) * width + lane);
-      if (io.features.data) da += also(io.features);
-      const Vec du = select(u <= Vec{}, Vec{}, da);
-      Vec dx = du * scale;
-      if (io.add) dx += load_first(into, count);
-      if (io.shortcut.data) dx += also(io.shortcut);
-      store_first(into, dx, count);
-      gradients.run += du;
-      products.run = fma(du, x - mean, products.run);
-      close_run(gradients, p), close_run(products, p);
-      return activate<Activation::kRelu>(u);
-    };
-    int64_t p = band.begin;
-    for_lines<Number>(conv, band, [&](const LinePart& line) {
-      float* to = values + line.slot * width + lane;
-      const int64_t end = p + line.pixels;
-      for (; p + Number::kPerLane <= end; p += Number::kPerLane, to += width) {
-        Vec value = pixel(p);
-        if constexpr (Number::kPerLane == 2) value = pack_bf16(value, pixel(p + 1));
-        store(to, value);
+    scale[v] = constant(conv.scale, 1), shift[v] = constant(conv.shift, 0), mean[v] = constant(io.mean, 0);
+  }
+  const auto part = [&](const Pixels& image, int64_t p, int v) {
+    return static_cast<const T*>(image.data) + p * image.stride + at + v * kLanes;
+  };
+  const auto pixel = [&](int64_t p, Vec(&u)[kV]) {
+    const float* const da = values + (p - band.begin) * kV * kLanes;
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      float* const into = static_cast<float*>(io.into.data) + p * io.into.stride + at + v * kLanes;
+      __builtin_prefetch(into + kPixelsAhead * io.into.stride, 1);
+      __builtin_prefetch(part(conv.source, p + kPixelsAhead, v));
+      const Vec x = load_first(part(conv.source, p, v), counts.of[v]);
+      u[v] = fma(x, scale[v], shift[v]);
+      Vec d = load(da + v * kLanes);
+      if (io.features.data) d += load_first(part(io.features, p, v), counts.of[v]);
+      const Vec du = select(u[v] <= Vec{}, Vec{}, d);
+      Vec dx = du * scale[v];
+      if (io.add) dx += load_first(into, counts.of[v]);
+      if (io.shortcut.data) dx += load_first(part(io.shortcut, p, v), counts.of[v]);
+      store_first(into, dx, counts.of[v]);
+      gradients[v].run += du;
+      products[v].run = fma(du, x - mean[v], products[v].run);
+      u[v] = activate<Activation::kRelu>(u[v]);
+    }
+    close_runs(gradients, p), close_runs(products, p);
+  };
+  int64_t end = band.begin;
+  for_lines<Number>(conv, band, [&](const LinePart& line) {
+    float* to = values + line.slot * kV * kLanes;
+    end += line.pixels;
+    for (int64_t p = end - line.pixels; p < end; p += Number::kPerLane, to += kV * kLanes) {
+      Vec u[kV], next[kV] = {};
+      pixel(p, u);
+      if constexpr (Number::kPerLane == 2) {
+        if (p + 1 < end) pixel(p + 1, next);
       }
-      if (p < end) store(to, pack_bf16(pixel(p), Vec{})), ++p;
-    });
-    store_first(sums + at, total(gradients), count);
-    store_first(sums + conv.c + at, total(products), count);
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) store(to + v * kLanes, Number::kPerLane == 2 ? pack_bf16(u[v], next[v]) : u[v]);
+    }
+  });
+  for (int v = 0; v < kV; ++v) {
+    store_first(sums + at + v * kLanes, total(gradients[v]), counts.of[v]);
+    store_first(sums + conv.c + at + v * kLanes, total(products[v]), counts.of[v]);
   }
 }
 
 // dweight [tap][o][width] (+)= the target's gradient times the activations, over the pixels of the band.
 template <class Number>
 static void add_weight_gradient(const NormConv& conv, const Band& band, const float* tile, const float* values,
-                                int vectors, Segment* segments, bool add, float* dweight) {
+                                int vectors, Segment* segments, bool add, float* dweight, int64_t row) {
   const int width = vectors * kLanes;
   const int64_t s = conv.stride, pad = conv.kernel / 2;
   OuterProduct p{};
   p.a = tile, p.b = values, p.segments = segments, p.a_step = Number::kPerLane * conv.o, p.b_step = s * width;
-  p.rows = (int)conv.o, p.add = add;
+  p.rows = (int)conv.o, p.c_row = row, p.add = add;
   const Padded padded{conv.out_height(), conv.out_width(), is_flat(conv) ? 0 : target_lines(conv, band).first};
   for (int64_t tap = 0; tap < conv.taps(); ++tap) {
     const int64_t ty = tap / conv.kernel, tx = tap % conv.kernel;
@@ -178,7 +197,8 @@ static void add_weight_gradient(const NormConv& conv, const Band& band, const fl
       const int64_t up = line.y + pad - ty, y = up / s;
       if (up < 0 || up % s || y >= conv.out_height()) return;
       if constexpr (Number::kPerLane == 2) {  // pairs stay together: beyond the line the tile has zeros
-        segment = {padded.at(line.image, y, line.x + pad - tx) * conv.o, line.slot * width, lanes_of<Number>(line.pixels)};
+        segment = {padded.at(line.image, y, line.x + pad - tx) * conv.o, line.slot * width,
+                   lanes_of<Number>(line.pixels)};
       } else {
         const int64_t left = line.x + pad - tx, from = left < 0 ? 0 : (left + s - 1) / s;
         const int64_t to = std::min(conv.out_width(), (left + line.pixels - 1 + s) / s);
@@ -187,7 +207,7 @@ static void add_weight_gradient(const NormConv& conv, const Band& band, const fl
       }
       ++p.count;
     });
-    p.c = dweight + tap * conv.o * width;
+    p.c = dweight + tap * conv.o * row;
     block_product<Number>(p, vectors);
   }
 }
@@ -197,29 +217,32 @@ template <class T, class D, class Number>
 static void backward_band(const NormConv& conv, const NormConvBackward& io, const Band& band, const Panel* panels,
                           int64_t count, bool add, float* dweight, float* sums, float* scratch) {
   const int64_t inner = lanes_of<Number>(conv.o), positions = backward_positions(conv, band), taps = conv.taps();
+  const bool direct = lies_packed(conv);
   const Room room(scratch, band.pixels(), kPanelVectors);
   const auto pixel = [&](int64_t p, float* to) { read_gradient<T, D, Number>(conv, io, p, to); };
   if (is_flat(conv))
     for (int64_t p = band.begin; p < band.end; ++p) pixel(p, room.tile + (p - band.begin) * inner);
-  else
-    pad_tile(target_lines(conv, band), conv.out_height(), conv.out_width(), inner, room.tile, pixel);
+  else pad_tile(target_lines(conv, band), conv.out_height(), conv.out_width(), inner, room.tile, pixel);
   float *outer = room.tile, *behind = room.tile + positions * inner;
   if constexpr (Number::kPerLane == 2) {
     outer = behind, behind += (positions + 2) * conv.o;
     pair_positions(room.tile, positions, conv.o, outer);
   }
-  Segment* const segments = reinterpret_cast<Segment*>(
-      (reinterpret_cast<uintptr_t>(behind) + alignof(Segment) - 1) / alignof(Segment) * alignof(Segment));
+  Segment* const segments = reinterpret_cast<Segment*>((reinterpret_cast<uintptr_t>(behind) + alignof(Segment) - 1) /
+                                                       alignof(Segment) * alignof(Segment));
   for (int64_t i = 0; i < count; ++i) {
     const Panel& panel = panels[i];
-    convolve_back<Number>(conv, band, room, io.packed + panel.vector * kLanes * inner * taps, panel.vectors);
-    pull_back_panel<T, Number>(conv, io, band, panel, room.sums, sums);
+    const int64_t width = panel.vectors * kLanes, first = panel.vector * kLanes, row = direct ? conv.c : width;
+    convolve_back<Number>(conv, band, room, io.packed + (direct ? first : first * inner * taps), row, panel.vectors);
+    with_vectors(panel.vectors, [&](auto vectors) {
+      pull_back_panel<T, Number, decltype(vectors)::value>(conv, io, band, panel, room.sums, sums);
+    });
     add_weight_gradient<Number>(conv, band, outer, room.sums, panel.vectors, segments, add,
-                                dweight + panel.vector * kLanes * conv.o * taps);
+                                dweight + (direct ? first : first * conv.o * taps), row);
   }
 }
 
-// dweight: sums of this thread in the packed layout, added to or set; sums: of this band, [2][c].
+// dweight: sums of this thread in the layout of the packed weights, added to or set; sums: of this band, [2][c].
 static void norm_conv_backward(const NormConv& conv, const NormConvBackward& io, const Band& band, const Panel* panels,
                                int64_t count, bool add, float* dweight, float* sums, float* scratch) {
   with_types(conv.element, conv.stride == 1, [&](auto element, auto number) {
@@ -227,8 +250,7 @@ static void norm_conv_backward(const NormConv& conv, const NormConvBackward& io,
     using Number = decltype(number);
     if (io.target.element == Element::kFloat32)
       backward_band<T, float, Number>(conv, io, band, panels, count, add, dweight, sums, scratch);
-    else
-      backward_band<T, T, Number>(conv, io, band, panels, count, add, dweight, sums, scratch);
+    else backward_band<T, T, Number>(conv, io, band, panels, count, add, dweight, sums, scratch);
   });
 }
 

@@ -4,14 +4,17 @@
 // channel of the target is computed from it, in bfloat16 where the products are. Written once: the target, with the
 // moments of what was written. The normalised image is never in memory.
 
-// relu(scale x + shift) of one pixel, to a row of the tile.
+// relu(scale x + shift) of one pixel, to a row of the tile. The next pixel, `next` elements behind, is prefetched: rows
+// of channels are too short for the hardware to notice.
 template <class T, class Number>
-FASTNEST_INLINE void activate_pixel(const T* x, const float* scale, const float* shift, int64_t c, float* tile) {
+FASTNEST_INLINE void activate_pixel(const T* x, int64_t next, const float* scale, const float* shift, int64_t c,
+                                    float* tile) {
   using To = std::conditional_t<Number::kPerLane == 2, BFloat16, float>;
   To* const to = reinterpret_cast<To*>(tile);
   int64_t i = 0;
   for (; i + kLanes <= c; i += kLanes) {
     Vec u = load(x + i);
+    __builtin_prefetch(x + next + i);
     if (scale) u = fma(u, load(scale + i), load(shift + i));
     store(to + i, activate<Activation::kRelu>(u));
   }
@@ -83,8 +86,8 @@ template <class T, class Number>
 static void activate_band(const NormConv& conv, const Band& band, const Room& room) {
   const int64_t inner = lanes_of<Number>(conv.c), s = conv.stride;
   const auto pixel = [&](int64_t p, float* to) {
-    activate_pixel<T, Number>(static_cast<const T*>(conv.source.data) + p * conv.source.stride, conv.scale, conv.shift,
-                              conv.c, to);
+    activate_pixel<T, Number>(static_cast<const T*>(conv.source.data) + p * conv.source.stride, s * conv.source.stride,
+                              conv.scale, conv.shift, conv.c, to);
   };
   if (conv.kernel == 1) {
     for_pixels(band, conv.out_height(), conv.out_width(), [&](int64_t j, int64_t image, int64_t y, int64_t x) {
@@ -101,41 +104,51 @@ static void activate_band(const NormConv& conv, const Band& band, const Room& ro
   });
 }
 
-// Writes channels [o, o + count) of the band, and where wanted their mean and sum of squared deviations from it.
-template <class T>
+// How many channels of every vector of a panel there are.
+template <int kV>
+struct Counts {
+  int of[kV];
+  Counts(const Panel& panel, int64_t channels) {
+    for (int v = 0; v < kV; ++v) of[v] = (int)std::clamp<int64_t>(channels - (panel.vector + v) * kLanes, 0, kLanes);
+  }
+};
+
+// Writes a panel's channels of the band, and where wanted their mean and sum of squared deviations from it.
+template <class T, int kV>
 static void finish_panel(const NormConv& conv, const NormConvForward& io, const Band& band, const Panel& panel,
-                         float* sums, float* moments) {
-  const int64_t pixels = band.pixels(), first = band.begin;
-  const int width = panel.vectors * kLanes;
-  for (int lane = 0; lane < width; lane += kLanes) {
-    const int64_t at = panel.vector * kLanes + lane;
-    const int count = (int)std::min<int64_t>(conv.o - at, kLanes);
-    if (count <= 0) break;
-    const Vec bias = conv.bias ? load_first(conv.bias + at, count) : Vec{};
-    LongSum values;
-    for (int64_t p = 0; p < pixels; ++p) {
-      Vec v = load(sums + p * width + lane) + bias;
-      if (io.dropout.data)
-        v *= load_first(static_cast<const T*>(io.dropout.data) + (first + p) * io.dropout.stride + at, count);
-      if (io.residual.data)
-        v += load_first(static_cast<const T*>(io.residual.data) + (first + p) * io.residual.stride + at, count);
-      store_first(static_cast<T*>(conv.target.data) + (first + p) * conv.target.stride + at, v, count);
-      if (!moments) continue;
-      v = round_to<T>(v);
-      store(sums + p * width + lane, v);
-      values.run += v;
-      close_run(values, p);
+                         const float* sums, float* moments) {
+  const Counts<kV> counts(panel, conv.o);
+  const int64_t at = panel.vector * kLanes;
+  const auto part = [&](const Pixels& image, int64_t p, int v) {
+    return static_cast<T*>(image.data) + p * image.stride + at + v * kLanes;
+  };
+  Vec bias[kV], mean[kV];
+  LongSum values[kV], squares[kV];
+  for (int v = 0; v < kV; ++v) bias[v] = conv.bias ? load_first(conv.bias + at + v * kLanes, counts.of[v]) : Vec{};
+  for (int64_t p = band.begin; p < band.end; ++p, sums += kV * kLanes) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      Vec value = load(sums + v * kLanes) + bias[v];
+      if (io.dropout.data) value *= load_first(part(io.dropout, p, v), counts.of[v]);
+      if (io.residual.data) value += load_first(part(io.residual, p, v), counts.of[v]);
+      store_first(part(conv.target, p, v), value, counts.of[v]);
+      values[v].run += round_to<T>(value);
     }
-    if (!moments) continue;
-    const Vec mean = total(values) * broadcast(1.0f / (float)pixels);
-    LongSum squares;
-    for (int64_t p = 0; p < pixels; ++p) {
-      const Vec d = load(sums + p * width + lane) - mean;
-      squares.run = fma(d, d, squares.run);
-      close_run(squares, p);
+    close_runs(values, p);
+  }
+  if (!moments) return;
+  for (int v = 0; v < kV; ++v) mean[v] = total(values[v]) * broadcast(1.0f / (float)band.pixels());
+  for (int64_t p = band.begin; p < band.end; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      const Vec d = load_first(part(conv.target, p, v), counts.of[v]) - mean[v];
+      squares[v].run = fma(d, d, squares[v].run);
     }
-    store_first(moments + at, mean, count);
-    store_first(moments + conv.o + at, total(squares), count);
+    close_runs(squares, p);
+  }
+  for (int v = 0; v < kV; ++v) {
+    store_first(moments + at + v * kLanes, mean[v], counts.of[v]);
+    store_first(moments + conv.o + at + v * kLanes, total(squares[v]), counts.of[v]);
   }
 }
 
@@ -153,8 +166,11 @@ static void forward_band(const NormConv& conv, const NormConvForward& io, const 
   p.rows = (int)band.pixels(), p.taps = (int)taps, p.steps = (int)inner;
   for (int64_t i = 0; i < count; ++i) {
     p.b = io.packed + panels[i].vector * kLanes * inner * taps;
+    p.b_step = panels[i].vectors * kLanes;
     block_product<Number>(p, panels[i].vectors);
-    finish_panel<T>(conv, io, band, panels[i], room.sums, moments);
+    with_vectors(panels[i].vectors, [&](auto vectors) {
+      finish_panel<T, decltype(vectors)::value>(conv, io, band, panels[i], room.sums, moments);
+    });
   }
 }
 

@@ -25,13 +25,20 @@ static void pack_rows(const T* weight, int64_t rows, int64_t channels, int64_t t
         const T* const from = weight + first * row + c * taps + j;
         Vec square[kLanes];
 #pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) square[r] = first + r < rows ? load_first(from + r * row, rest) : Vec{};
+        for (int r = 0; r < kLanes; ++r) {
+          square[r] = first + r < rows ? load_first(from + r * row, rest) : Vec{};
+          __builtin_prefetch(from + r * row + kPrefetch / (int)sizeof(T));
+        }
         transpose(square);
+        if (taps == 1 && Number::kPerLane == 1) {
+          for (int i = 0; i < rest; ++i) store(to + (c + i) * width + v * kLanes, square[i]);
+          continue;
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) columns[j + i] = square[i];
       }
       float* const out = to + v * kLanes;
-      for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t tap = 0; tap < taps && taps * Number::kPerLane > 1; ++tap)
         for (int64_t i = 0; i < count; i += Number::kPerLane) {
           Vec lane = columns[i * taps + tap];
           if constexpr (Number::kPerLane == 2)
@@ -126,8 +133,7 @@ static void unpack_as(const NormConv& conv, const float* sums, const Panel& pane
         continue;
       }
       Vec square[kTapVectors][kLanes] = {};
-      for (int64_t tap = 0; tap < taps; ++tap)
-        square[tap / kLanes][tap % kLanes] = load(source + tap * conv.o * width);
+      for (int64_t tap = 0; tap < taps; ++tap) square[tap / kLanes][tap % kLanes] = load(source + tap * conv.o * width);
       for (auto& block : square) transpose(block);
       T lines[kMostTaps * kLanes + kTapVectors * kLanes];
       for (int64_t r = 0; r < kLanes; ++r)
@@ -137,7 +143,6 @@ static void unpack_as(const NormConv& conv, const float* sums, const Panel& pane
 }
 
 static void unpack(const NormConv& conv, const float* sums, const Panel& panel, void* out) {
-  with_types(conv.element, false, [&](auto element, auto) {
-    unpack_as(conv, sums, panel, static_cast<decltype(element)*>(out));
-  });
+  with_types(conv.element, false,
+             [&](auto element, auto) { unpack_as(conv, sums, panel, static_cast<decltype(element)*>(out)); });
 }

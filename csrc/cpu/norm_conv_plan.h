@@ -90,9 +90,10 @@ inline Plan plan_of(const Work& work, int64_t band_pixels, int64_t threads, cons
     const int64_t shares = threads / g;
     const double weights = static_cast<double>(vectors) * work.read * work.taps;
     const double pixels = static_cast<double>(up(work.pixels, shares));
-    const double cycles = pixels * work.read *
-                              (work.products * work.taps * up(vectors, g) / lanes.channels + kTileCycles / lanes.vector) +
-                          (shares > 1 ? kBarrierCycles + work.shared * weights * (shares - 1) / threads : 0);
+    const double cycles =
+        pixels * work.read *
+            (work.products * work.taps * up(vectors, g) / lanes.channels + kTileCycles / lanes.vector) +
+        (shares > 1 ? kBarrierCycles + work.shared * weights * (shares - 1) / threads : 0);
     if (g == 1 || cycles < least) groups = g, least = cycles;
   }
   Plan plan;
@@ -103,7 +104,7 @@ inline Plan plan_of(const Work& work, int64_t band_pixels, int64_t threads, cons
       plan.panels.push_back({begin + own * i / pieces, static_cast<int>(own * (i + 1) / pieces - own * i / pieces)});
   }
   plan.group_begin.push_back(plan.panels.size());
-  const int64_t shares = threads / groups;
+  const int64_t shares = std::clamp<int64_t>(work.pixels, 1, threads / groups);  // each has a band, if there is any
   for (int64_t s = 0; s < shares; ++s) {
     const int64_t begin = work.pixels * s / shares, own = work.pixels * (s + 1) / shares - begin;
     const int64_t pieces = up(own, band_pixels);
