@@ -329,11 +329,15 @@ def test_weights_shared_between_convolutions(op, name):
 @either_op
 @pytest.mark.parametrize("name", BEST)
 def test_nan_in_the_gradient(op, name):
-    """It reaches what torch's reaches, also the biases that a batch norm behind them leaves without a gradient."""
+    """It reaches what torch's reaches, also the biases that a batch norm behind them leaves without a gradient.
+
+    In float32, where torch's convolutions do not multiply the gradient by the padding's zeros as in float64 they do.
+    """
 
     def change(leaves, gradients):
         gradients[0][0] = float("nan")
 
     for one in small_inputs(op):
-        results = partial(run, one, dtype=torch.float32, change=change)
-        assert_close(results(name), expect(results), torch.float32, repr(one))
+        expected = run(one, "reference", dtype=torch.float32, change=change)
+        for key, value in run(one, name, dtype=torch.float32, change=change).items():
+            assert torch.equal(value.isnan(), expected[key].isnan()), f"{key} of {one!r}"
