@@ -36,7 +36,7 @@ def dense_block2d_cases() -> Iterator[Case]:
 
     # Cycles whose lengths share no factor with each other meet in every combination of two.
     layers = cycle(
-        [((1,), (3,)), ((12, 5), (48, 7)), ((32, 32, 32), (128, 128, 128)), ((7, 16, 1, 33), (1, 33, 20, 64))]
+        [((1,), (3,)), ((12, 5), (48, 7)), ((32, 32, 32), (128, 128, 128)), ((7, 16, 1, 33), (5, 33, 20, 64))]
     )
     bottleneck = cycle([True, True, False])
     absent = cycle([(*EVALUATION, "dropout"), ("dropout",), EVALUATION, (*EVALUATION, "dropout"), ()])
