@@ -41,6 +41,26 @@ STABLE_TORCH_LIBRARY(fastnest, m) {
       "Tensor[] norm2_mean, Tensor[] norm2_var, Tensor[] dropout, float eps, bool training) "
       "-> (Tensor dx, Tensor[] dconv1, Tensor[] dconv2, Tensor[] dnorm1_weight, Tensor[] dnorm1_bias, "
       "Tensor[] dnorm2_weight, Tensor[] dnorm2_bias)");
+  m.def(
+      "bottleneck2d_forward(Tensor x, Tensor[] conv, Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, "
+      "Tensor[] norm_mean, Tensor[] norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
+      "bool features, bool save) -> (Tensor y, Tensor features, Tensor[] hidden, Tensor[] mean, Tensor[] var)");
+  m.def(
+      "bottleneck2d_backward(Tensor? dy, Tensor? dfeatures, Tensor x, Tensor[] hidden, Tensor[] conv, "
+      "Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, Tensor[] norm_mean, Tensor[] norm_var, "
+      "Tensor? projection, Tensor? projection_bias, int stride, float eps, bool training) "
+      "-> (Tensor dx, Tensor[] dconv, Tensor[] dconv_bias, Tensor[] dnorm_weight, Tensor[] dnorm_bias, "
+      "Tensor dprojection, Tensor dprojection_bias)");
+  m.def(
+      "basic_block2d_forward(Tensor x, Tensor[] conv, Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, "
+      "Tensor[] norm_mean, Tensor[] norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
+      "bool features, bool save) -> (Tensor y, Tensor features, Tensor[] hidden, Tensor[] mean, Tensor[] var)");
+  m.def(
+      "basic_block2d_backward(Tensor? dy, Tensor? dfeatures, Tensor x, Tensor[] hidden, Tensor[] conv, "
+      "Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, Tensor[] norm_mean, Tensor[] norm_var, "
+      "Tensor? projection, Tensor? projection_bias, int stride, float eps, bool training) "
+      "-> (Tensor dx, Tensor[] dconv, Tensor[] dconv_bias, Tensor[] dnorm_weight, Tensor[] dnorm_bias, "
+      "Tensor dprojection, Tensor dprojection_bias)");
 }
 
 namespace fastnest {

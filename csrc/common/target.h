@@ -6,4 +6,5 @@
 #include "common/operand.h"
 #include "common/gradient.h"
 #include "common/few_rows.h"
+#include "common/long_sum.h"
 #include "common/block_product.h"

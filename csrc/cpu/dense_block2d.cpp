@@ -13,8 +13,12 @@ struct Norms {
   const List &weight, &bias, &mean, &var;
   Fold fold(size_t i, const float* batch_mean, const float* batch_var, float eps) const {
     const bool batch = mean.empty();
-    return {floats(weight[i]), floats(bias[i]), batch ? batch_mean : floats(mean[i]), batch ? batch_var : floats(var[i]),
-            eps, weight[i].size(0)};
+    return {floats(weight[i]),
+            floats(bias[i]),
+            batch ? batch_mean : floats(mean[i]),
+            batch ? batch_var : floats(var[i]),
+            eps,
+            weight[i].size(0)};
   }
 };
 
@@ -55,7 +59,8 @@ std::tuple<Tensor, List, Tensor, Tensor, List, List> dense_block2d_forward(
       const int64_t hidden = conv1[i].size(0);
       if (save || z.empty() || z.back().size(1) != hidden) z.push_back(empty_image(n, hidden, h, w, x.scalar_type()));
       const Pixels target = pixels_of(z.back());
-      if (batch) z_mean.push_back(empty({hidden}, ScalarType::Float)), z_var.push_back(empty({hidden}, ScalarType::Float));
+      if (batch)
+        z_mean.push_back(empty({hidden}, ScalarType::Float)), z_var.push_back(empty({hidden}, ScalarType::Float));
       run_forward(link(y, conv1[i], source, fold, target), {}, batch ? floats(z_mean[i]) : nullptr,
                   batch ? floats(z_var[i]) : nullptr);
       fold = norm2.fold(i, batch ? floats(z_mean[i]) : nullptr, batch ? floats(z_var[i]) : nullptr, eps);
@@ -69,18 +74,6 @@ std::tuple<Tensor, List, Tensor, Tensor, List, List> dense_block2d_forward(
   }
   if (!save) z.clear();
   return {y, z, mean, var, z_mean, z_var};
-}
-
-// Adds what a batch norm over `pixels` owes to its channels' gradient, and writes the gradients of its parameters.
-void close_norm(const Fold& fold, const std::vector<float>& sum, const std::vector<float>& product, int64_t pixels,
-                float* dweight, float* dbias, float* slope, float* offset) {
-  for (size_t i = 0; i < fold.scale.size(); ++i) {
-    dweight[i] = fold.inverse[i] * product[i];
-    dbias[i] = sum[i];
-    if (!slope) continue;
-    slope[i] -= fold.scale[i] * fold.inverse[i] * dweight[i] / static_cast<float>(pixels);
-    offset[i] -= fold.scale[i] * sum[i] / static_cast<float>(pixels);
-  }
 }
 
 std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
@@ -123,7 +116,7 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
       std::vector<float> z_slope(b, 0.0f), z_offset(b, 0.0f);
       io.into = dz, io.mean = floats(norm2_mean[i]);
       run_backward(link(y, conv2[i], zi, fold2, slice), io, dconv2[i].mutable_data_ptr(), sum.data(), product.data());
-      close_norm(fold2, sum, product, pixels, floats(dnorm2_weight[i]), floats(dnorm2_bias[i]),
+      close_norm(fold2, sum.data(), product.data(), pixels, floats(dnorm2_weight[i]), floats(dnorm2_bias[i]),
                  training ? z_slope.data() : nullptr, training ? z_offset.data() : nullptr);
       io = {};
       io.target = {dz, Element::kFloat32, training ? z_slope.data() : nullptr, training ? z_offset.data() : nullptr,
@@ -135,7 +128,7 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
       run_backward(link(y, conv2[i], buffer, fold1, slice), io, dconv2[i].mutable_data_ptr(), sum.data(),
                    product.data());
     }
-    close_norm(fold1, sum, product, pixels, floats(dnorm1_weight[i]), floats(dnorm1_bias[i]),
+    close_norm(fold1, sum.data(), product.data(), pixels, floats(dnorm1_weight[i]), floats(dnorm1_bias[i]),
                training ? slope.data() : nullptr, training ? offset.data() : nullptr);
     end = c;
   }

@@ -18,9 +18,10 @@ inline Pixels pixels_of(const Tensor& x) {
   return {const_cast<void*>(x.const_data_ptr()), stride};
 }
 
+inline int64_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
+
 inline Pixels channels_from(const Pixels& image, int64_t channel, Element element) {
-  const int64_t bytes = element == Element::kFloat32 ? 4 : 2;
-  return {static_cast<char*>(image.data) + channel * bytes, image.stride};
+  return {static_cast<char*>(image.data) + channel * bytes_of(element), image.stride};
 }
 
 inline float* floats(const Tensor& x) { return static_cast<float*>(const_cast<void*>(x.const_data_ptr())); }

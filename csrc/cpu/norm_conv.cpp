@@ -178,12 +178,44 @@ void run_batch_stats(Element element, const Pixels& image, const Pixels& copy, i
   combine(moments, bands, c, [&](int64_t b) { return std::min(pixels - b * kRows, kRows); }, mean, var);
 }
 
+void run_sums(Element element, const Pixels& image, int64_t pixels, int64_t c, float* out) {
+  constexpr int64_t kRows = 128;
+  const int64_t bands = ceil_div(pixels, kRows);
+  Scratch scratch(bands * c + 16);
+  float* const sums = scratch.data();
+  torch::stable::parallel_for(0, bands, std::max<int64_t>(1, (1 << 15) / (kRows * c)), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      FASTNEST_RUN(band_sums, element, image, c, b * kRows, std::min(pixels, (b + 1) * kRows), sums + b * c);
+  });
+  std::vector<double> total(c, 0.0);
+  for (int64_t b = 0; b < bands; ++b)
+    for (int64_t i = 0; i < c; ++i) total[i] += sums[b * c + i];
+  for (int64_t i = 0; i < c; ++i) out[i] = static_cast<float>(total[i]);
+}
+
+void run_activate(const NormConv& conv, const Pixels& to) {
+  const int64_t grain = std::max<int64_t>(1, (1 << 15) / conv.c);
+  torch::stable::parallel_for(0, conv.source_pixels(), grain,
+                              [&](int64_t begin, int64_t end) { FASTNEST_RUN(activate_pixels, conv, to, begin, end); });
+}
+
 Fold::Fold(const float* weight, const float* bias, const float* mean, const float* var, float eps, int64_t c)
     : scale(c), shift(c), inverse(c) {
   for (int64_t i = 0; i < c; ++i) {
     inverse[i] = 1 / std::sqrt(var[i] + eps);
     scale[i] = weight[i] * inverse[i];
     shift[i] = bias[i] - mean[i] * scale[i];
+  }
+}
+
+void close_norm(const Fold& fold, const float* sum, const float* product, int64_t pixels, float* dweight, float* dbias,
+                float* slope, float* offset) {
+  for (size_t i = 0; i < fold.scale.size(); ++i) {
+    dweight[i] = fold.inverse[i] * product[i];
+    dbias[i] = sum[i];
+    if (!slope) continue;
+    slope[i] -= fold.scale[i] * fold.inverse[i] * dweight[i] / static_cast<float>(pixels);
+    offset[i] -= fold.scale[i] * sum[i] / static_cast<float>(pixels);
   }
 }
 

@@ -72,8 +72,11 @@ void run_forward(const NormConv& conv, const NormConvForward& io, float* mean, f
 // and of du (source - mean), du the gradient of scale source + shift. dweight is added to nothing.
 void run_backward(const NormConv& conv, const NormConvBackward& io, void* dweight, float* sum, float* product);
 
-// Sums of the target's gradient over its pixels, the gradient of the bias.
-void sum_pixels(Element element, const Pixels& image, int64_t pixels, int64_t c, void* out);
+// Sums [c] of an image over its pixels: of the target's gradient, the gradient of the bias.
+void run_sums(Element element, const Pixels& image, int64_t pixels, int64_t c, float* out);
+
+// What conv reads, relu(scale source + shift), in the op's element type.
+void run_activate(const NormConv& conv, const Pixels& to);
 
 // to = d + slope (value - mean) + offset over all pixels: from element to float32, or back.
 void run_finish(Element element, const Gradient& gradient, const Pixels& value, const Pixels& to, bool to_float,
@@ -89,5 +92,10 @@ struct Fold {
   Fold(const float* weight, const float* bias, const float* mean, const float* var, float eps, int64_t c);
   Fold() = default;
 };
+
+// Given the sums that run_backward leaves, the gradients of a batch norm's parameters; and subtracts from slope and
+// offset what it owes to its source's gradient, unless they are null (its statistics are not of these pixels).
+void close_norm(const Fold& fold, const float* sum, const float* product, int64_t pixels, float* dweight, float* dbias,
+                float* slope, float* offset);
 
 }  // namespace fastnest

@@ -122,7 +122,8 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
                             float* values, float* sums) {
   const Counts<kV> counts(panel, conv.c);
   const int64_t at = panel.vector * kLanes;
-  Vec scale[kV], shift[kV], mean[kV], total[kV] = {}, product[kV] = {};
+  Vec scale[kV], shift[kV], mean[kV];
+  LongSum gradients[kV], products[kV];
   for (int v = 0; v < kV; ++v) {
     const auto constant = [&](const float* p, float otherwise) {
       return p ? load_first(p + at + v * kLanes, counts.of[v]) : broadcast(otherwise);
@@ -148,10 +149,11 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
       if (io.add) dx += load_first(into, counts.of[v]);
       if (io.shortcut.data) dx += load_first(part(io.shortcut, p, v), counts.of[v]);
       store_first(into, dx, counts.of[v]);
-      total[v] += du;
-      product[v] = fma(du, x - mean[v], product[v]);
+      gradients[v].run += du;
+      products[v].run = fma(du, x - mean[v], products[v].run);
       u[v] = activate<Activation::kRelu>(u[v]);
     }
+    close_runs(gradients, p), close_runs(products, p);
   };
   int64_t end = band.begin;
   for_lines<Number>(conv, band, [&](const LinePart& line) {
@@ -168,8 +170,8 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
     }
   });
   for (int v = 0; v < kV; ++v) {
-    store_first(sums + at + v * kLanes, total[v], counts.of[v]);
-    store_first(sums + conv.c + at + v * kLanes, product[v], counts.of[v]);
+    store_first(sums + at + v * kLanes, total(gradients[v]), counts.of[v]);
+    store_first(sums + conv.c + at + v * kLanes, total(products[v]), counts.of[v]);
   }
 }
 

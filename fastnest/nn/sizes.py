@@ -47,3 +47,11 @@ def check_features(module: str, name: str, values: Any, rows: int, features: int
         raise TypeError(f"{module}: {name} must return a torch.Tensor, got {type(values).__name__}")
     if values.shape != (rows, features):
         raise ValueError(f"{module}: {name} must return {[rows, features]}, got {list(values.shape)}")
+
+
+def check_image(module: str, x: Any, channels: int) -> None:
+    """x, what a module is called with, is a tensor [n, channels, height, width]."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{module}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"{module}: x must be [n, {channels}, height, width], got x {list(x.shape)}")

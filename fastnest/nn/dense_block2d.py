@@ -1,0 +1,95 @@
+"""A block of densely connected layers on images, its parameters named as in existing checkpoints."""
+
+import torch
+from torch import Tensor
+
+from .image import DenseLayer, run_dense_layers
+from .sizes import check_image, check_size
+
+
+class _DenseLayer(torch.nn.Module):
+    """The parameters of one layer; `DenseBlock2d` computes with them."""
+
+    def __init__(self, channels: int, growth: int, hidden: int | None, factory: dict):
+        super().__init__()
+        self.norm1 = torch.nn.BatchNorm2d(channels, **factory)
+        self.relu1 = torch.nn.ReLU(inplace=True)
+        if hidden is not None:
+            self.conv1 = torch.nn.Conv2d(channels, hidden, 1, bias=False, **factory)
+            self.norm2 = torch.nn.BatchNorm2d(hidden, **factory)
+            self.relu2 = torch.nn.ReLU(inplace=True)
+            self.conv2 = torch.nn.Conv2d(hidden, growth, 3, padding=1, bias=False, **factory)
+        else:
+            self.conv1 = torch.nn.Conv2d(channels, growth, 3, padding=1, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("a layer of DenseBlock2d only holds parameters; call the block")
+
+    def modules_in_order(self, drop_rate: float) -> DenseLayer:
+        if hasattr(self, "conv2"):
+            return DenseLayer(self.norm1, self.conv1, self.norm2, self.conv2, drop_rate)
+        return DenseLayer(self.norm1, None, None, self.conv1, drop_rate)
+
+
+class DenseBlock2d(torch.nn.ModuleDict):
+    """L densely connected layers on images, x_i = [x_{i-1}, q_i], as one op in one buffer.
+
+    See `fastnest.functional.dense_block2d`: q_i = conv2 relu(norm2 conv1 relu(norm1 x_{i-1})) (DenseNet-BC), or with
+    bottleneck=False q_i = conv1 relu(norm1 x_{i-1}), conv1 then being the 3x3 convolution (DenseNet).
+
+    Args:
+        in_channels: channels c_0 of x.
+        growth: channels d that a layer adds.
+        layers: their number L.
+        bn_size: b / d, hidden channels per channel added.
+        bottleneck: whether a 1x1 convolution comes first.
+        drop_rate: share of the q_i that dropout zeroes in training.
+        process_group: processes of `torch.distributed` that share batch statistics in training, as SyncBatchNorm does
+            (`torch.distributed.group.WORLD` for all); default none. Layers then run by the definition.
+
+    Children: denselayer1 ... denselayerL, each with norm1, relu1, conv1, norm2, relu2, conv2.
+
+    Called with x [n, c_0, h, w] it returns [n, c_0 + L d, h, w]; out_channels is that number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        growth: int,
+        layers: int,
+        *,
+        bn_size: int = 4,
+        bottleneck: bool = True,
+        drop_rate: float = 0.0,
+        process_group=None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        for name, size in (("in_channels", in_channels), ("growth", growth), ("layers", layers), ("bn_size", bn_size)):
+            check_size("DenseBlock2d", name, size)
+        if not 0 <= drop_rate < 1:
+            raise ValueError(f"DenseBlock2d: drop_rate must be at least 0 and less than 1, got {drop_rate}")
+        self.in_channels, self.growth, self.drop_rate = in_channels, growth, drop_rate
+        self.out_channels = in_channels + layers * growth
+        self.process_group = process_group
+        hidden, factory = bn_size * growth if bottleneck else None, {"device": device, "dtype": dtype}
+        for i in range(layers):
+            self[f"denselayer{i + 1}"] = _DenseLayer(in_channels + i * growth, growth, hidden, factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He's initialisation of the convolutions (fan in), batch norms at weight 1 and bias 0."""
+        for module in self.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, torch.nn.BatchNorm2d):
+                module.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image("DenseBlock2d", x, self.in_channels)
+        layers = [layer.modules_in_order(self.drop_rate) for layer in self.values()]
+        return run_dense_layers(x, layers, training=self.training, process_group=self.process_group)
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, growth={self.growth}, drop_rate={self.drop_rate}"

@@ -1,0 +1,208 @@
+"""From the modules of an image block to its op: the one place that reads batch norms and convolutions.
+
+Running statistics move here, once per training forward and exactly as torch's batch norm moves them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..functional import basic_block2d, bottleneck2d, dense_block2d
+from ..reference import dense_block2d as reference
+from ..reference.basic_block2d import KIND as basic_kind
+from ..reference.bottleneck2d import KIND as bottleneck_kind
+
+
+class DenseLayer(NamedTuple):
+    """One layer's modules; conv1 and norm2 are None where it has no bottleneck."""
+
+    norm1: torch.nn.BatchNorm2d
+    conv1: torch.nn.Conv2d | None
+    norm2: torch.nn.BatchNorm2d | None
+    conv2: torch.nn.Conv2d
+    dropout: float = 0.0
+
+
+def use_batch_statistics(op: str, norms: Sequence[torch.nn.BatchNorm2d]) -> bool:
+    """Whether these norms, which have to agree, normalise with the batch's own statistics."""
+    ways = {norm.training or norm.running_mean is None for norm in norms}
+    if len(ways) > 1:
+        raise ValueError(f"{op}: all batch norms of a block must use batch statistics, or all running ones, got both")
+    return ways == {True}
+
+
+def common_eps(op: str, norms: Sequence[torch.nn.BatchNorm2d]) -> float:
+    values = {norm.eps for norm in norms}
+    if len(values) > 1:
+        raise ValueError(f"{op}: all batch norms of a block must have the same eps, got {sorted(values)}")
+    return values.pop() if values else 1e-5
+
+
+def norm_tensors(norms: Sequence[torch.nn.BatchNorm2d], batch: bool) -> tuple[list[Tensor], ...]:
+    """(weights, biases, means, variances), the last two empty where the batch's are used."""
+    weights = [_affine(norm, "weight", 1.0) for norm in norms]
+    biases = [_affine(norm, "bias", 0.0) for norm in norms]
+    if batch:
+        return weights, biases, [], []
+    return weights, biases, [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
+
+
+def _affine(norm: torch.nn.BatchNorm2d, name: str, otherwise: float) -> Tensor:
+    # The dict behind the module, which takes a microsecond to look up an attribute.
+    tensor = norm._parameters[name]
+    if tensor is not None:
+        return tensor
+    like = norm.running_mean
+    return torch.full(
+        (norm.num_features,), otherwise, **({} if like is None else {"dtype": like.dtype, "device": like.device})
+    )
+
+
+@torch.no_grad()
+def update_running_statistics(
+    norms: Sequence[torch.nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor], count: int
+) -> None:
+    """Moves the norms that are training towards the statistics of `count` values; variances are the biased ones."""
+    moving = [i for i, norm in enumerate(norms) if norm.training and norm.running_mean is not None]
+    if not moving or count == 0:
+        return
+    torch._foreach_add_([norms[i].num_batches_tracked for i in moving], 1)
+    by_factor: dict[float, list[int]] = {}
+    for i in moving:
+        momentum = norms[i].momentum
+        factor = 1.0 / float(norms[i].num_batches_tracked) if momentum is None else momentum
+        by_factor.setdefault(factor, []).append(i)
+    for factor, group in by_factor.items():
+        dtype = norms[group[0]].running_mean.dtype
+        unbiased = torch._foreach_mul([variances[i] for i in group], count / max(count - 1, 1))
+        towards = [*(means[i] for i in group), *unbiased]
+        running = [*(norms[i].running_mean for i in group), *(norms[i].running_var for i in group)]
+        torch._foreach_lerp_(running, [t.to(dtype) for t in towards], factor)
+
+
+def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool, process_group=None) -> Tensor:
+    """[x, q_1, ..., q_L] by `functional.dense_block2d`, and the running statistics moved.
+
+    Args:
+        x: images [n, c_0, h, w].
+        layers: the modules; all have conv1 and norm2, or none has.
+        training: whether to drop out.
+        process_group: the processes of `torch.distributed` that share batch statistics, default none. The layers then
+            run by the definition, because every one of them has to wait for the sums of all processes.
+    """
+    norm1 = [layer.norm1 for layer in layers]
+    norm2 = [layer.norm2 for layer in layers if layer.norm2 is not None]
+    norms = [*norm1, *norm2]
+    batch, eps = use_batch_statistics("DenseBlock2d", norms), common_eps("DenseBlock2d", norms)
+    conv1 = [layer.conv1.weight for layer in layers if layer.conv1 is not None]
+    conv2 = [layer.conv2.weight for layer in layers]
+    dropout = [_mask(x, layer) for layer in layers] if training and any(layer.dropout for layer in layers) else []
+    (w1, b1, m1, v1), (w2, b2, m2, v2) = norm_tensors(norm1, batch), norm_tensors(norm2, batch)
+    if batch and process_group is not None:
+        weights = reference.Weights(conv1, conv2, w1, b1, m1, v1, w2, b2, m2, v2, dropout)
+        all_reduce = _sum_over(process_group)
+        y, statistics = reference.dense_block2d_forward(x, weights, eps, all_reduce)
+        count = int(all_reduce(torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64)).item())
+    else:
+        y, statistics = dense_block2d(
+            x,
+            conv2,
+            w1,
+            b1,
+            conv1=conv1,
+            norm2_weight=w2,
+            norm2_bias=b2,
+            norm1_mean=m1,
+            norm1_var=v1,
+            norm2_mean=m2,
+            norm2_var=v2,
+            dropout=dropout,
+            eps=eps,
+            return_statistics=True,
+        )
+        count = x.numel() // x.shape[1]
+    if batch:
+        widths = [norm.num_features for norm in norm1]
+        means = [*(statistics.mean[:c] for c in widths), *statistics.hidden_mean]
+        variances = [*(statistics.var[:c] for c in widths), *statistics.hidden_var]
+        update_running_statistics(norms, means, variances, count)
+    return y
+
+
+def _mask(x: Tensor, layer: DenseLayer) -> Tensor:
+    """What dropout multiplies a layer's result by, in channels-last memory as the result is."""
+    shape = (x.shape[0], layer.conv2.out_channels, *x.shape[2:])
+    ones = torch.ones(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
+    return F.dropout(ones, layer.dropout, training=True)
+
+
+def _sum_over(process_group) -> Callable[[Tensor], Tensor]:
+    from torch.distributed.nn.functional import all_reduce
+
+    return lambda tensor: all_reduce(tensor, group=process_group)
+
+
+RESIDUAL_BLOCKS = {
+    2: ("BasicBlock2d", basic_block2d, basic_kind.strided),
+    3: ("Bottleneck2d", bottleneck2d, bottleneck_kind.strided),
+}
+
+
+def run_residual_block(
+    x: Tensor,
+    norms: Sequence[torch.nn.BatchNorm2d],
+    convs: Sequence[torch.nn.Conv2d],
+    projection: torch.nn.Conv2d | None,
+    return_features: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y, or (y, features), by `functional.basic_block2d` or `bottleneck2d`, and the running statistics moved.
+
+    Args:
+        x: images [n, c, h, w].
+        norms: the batch norms, as many as convolutions, or none.
+        convs: two convolutions of a basic block, or three of a bottleneck.
+        projection: the convolution of the shortcut, or None.
+        return_features: whether to return the features too.
+    """
+    name, op, strided = RESIDUAL_BLOCKS[len(convs)]
+    batch, eps = use_batch_statistics(name, norms), common_eps(name, norms)
+    weights, biases, means, variances = norm_tensors(norms, batch)
+    stride = convs[strided].stride[0]
+    shortcut = {} if projection is None else {"projection": projection.weight, "projection_bias": projection.bias}
+    y, *features, statistics = op(
+        x,
+        [conv.weight for conv in convs],
+        weights,
+        biases,
+        conv_bias=_conv_biases(convs),
+        norm_mean=means,
+        norm_var=variances,
+        **shortcut,
+        stride=stride,
+        eps=eps,
+        return_features=return_features,
+        return_statistics=True,
+    )
+    if batch:
+        # Norms up to the convolution with the stride read larger images than those behind it.
+        for group, image in ((slice(strided + 1), x), (slice(strided + 1, None), y)):
+            update_running_statistics(norms[group], statistics[0][group], statistics[1][group], _pixels(image))
+    return (y, *features) if features else y
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _conv_biases(convs: Sequence[torch.nn.Conv2d]) -> list[Tensor]:
+    """One bias a convolution, or none if none has one."""
+    biases = [conv.bias for conv in convs]
+    if all(bias is None for bias in biases):
+        return []
+    return [
+        torch.zeros_like(conv.weight[:, 0, 0, 0]) if bias is None else bias
+        for conv, bias in zip(convs, biases, strict=True)
+    ]

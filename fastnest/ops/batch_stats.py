@@ -1,0 +1,55 @@
+"""batch_stats: mean and variance of every channel in one pass over memory."""
+
+import torch
+from torch import Tensor
+
+from .. import _backend
+from ..reference import batch_stats as reference
+from .arguments import check_rows, need_grad, rows
+from .image import channels_last, check_image
+
+OP = "batch_stats"
+
+if _backend.CPP_IS_BUILT:
+    torch.library.register_fake("fastnest::batch_stats")(reference.batch_stats_fake)
+    kernel = torch.ops.fastnest.batch_stats.default
+
+
+class BatchStatsFunction(torch.autograd.Function):
+    """The kernel, and the definition's gradient: one elementwise pass that no kernel would shorten."""
+
+    @staticmethod
+    def forward(ctx, x):
+        mean, var = kernel(x)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx, dmean, dvar):
+        x, mean = ctx.saved_tensors
+        return reference.batch_stats_backward(dmean, dvar, x, mean)
+
+
+def batch_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel, E[x_c] and E[(x_c - E[x_c])^2], as batch norm normalises with.
+
+    Bands of x are read once, each summed about a value of its own and combined in float64 (Chan, Golub, LeVeque 1983):
+    right also where the mean is far larger than the deviation.
+
+    Args:
+        x: images [n, c, h, w] or rows [n, c]; float32, bfloat16 or float16 for the kernel (float64 runs the reference).
+            Channels-last images are read as they lie, others are copied first.
+
+    Returns:
+        (mean, var), [c] each, float32 (float64 for float64); zeros for an empty x.
+
+    Raises:
+        ValueError, TypeError: naming what was expected of x and what came.
+        RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
+    """
+    is_image = isinstance(x, Tensor) and x.dim() == 4
+    (check_image if is_image else check_rows)(OP, x)
+    if _backend.choose(OP, x) == "reference":
+        return reference.batch_stats_forward(x)
+    x = channels_last("x", x) if is_image else rows("x", x)
+    return BatchStatsFunction.apply(x) if need_grad((x,)) else kernel(x)

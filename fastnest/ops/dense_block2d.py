@@ -1,0 +1,166 @@
+"""dense_block2d: L densely connected layers on images as one op, in one buffer."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from .. import _backend
+from ..reference import dense_block2d as reference
+from ..reference.dense_block2d import Statistics, Weights
+from . import dense_block2d_autograd as autograd
+from .arguments import autocast_dtype, cast, misfit, need_grad, raise_misfit
+from .image import channels_last, check_count, check_image, in_format_of, norm_dtypes, widened
+
+OP = "dense_block2d"
+NORMS = Weights._fields[2:10]
+
+
+def check(x: Tensor, weights: Weights) -> None:
+    """All arguments fit together; ValueError or TypeError names the first that does not."""
+    l = len(weights.conv2)
+    if l == 0:
+        raise ValueError(f"{OP}: conv2 must have at least one layer, got an empty list")
+    for name, tensors in zip(Weights._fields, weights, strict=True):
+        if len(tensors) not in (0, l):
+            raise ValueError(f"{OP}: {name} must have {l} tensors to match conv2, got {len(tensors)}")
+    for name, needs, present in (
+        ("norm1_weight", "conv2", True),
+        ("norm1_bias", "conv2", True),
+        ("norm2_weight", "conv1", bool(weights.conv1)),
+        ("norm2_bias", "conv1", bool(weights.conv1)),
+        ("norm1_var", "norm1_mean", bool(weights.norm1_mean)),
+        ("norm2_mean", "norm1_mean and conv1", bool(weights.norm1_mean and weights.conv1)),
+        ("norm2_var", "norm1_mean and conv1", bool(weights.norm1_mean and weights.conv1)),
+    ):
+        if bool(getattr(weights, name)) != present:
+            raise ValueError(f"{OP}: {name} and {needs} go together, got {'no ' if present else ''}{name}")
+    if not weights.norm1_mean:
+        check_count(OP, x)
+    for name in ("conv1", "conv2"):
+        for i, weight in enumerate(getattr(weights, name)):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{OP}: {name}[{i}] must be a torch.Tensor, got {type(weight).__name__}")
+            if weight.dim() != 4 or weight.shape[0] < 1:
+                raise ValueError(f"{OP}: {name}[{i}] must be a 4-d convolution weight, got {list(weight.shape)}")
+    convolutions, norms = zip(*_expected(x, weights), strict=True)
+    wrong = misfit(x, (one for layer in convolutions for one in layer))
+    for dtype in norm_dtypes(x):
+        unfit = misfit(x.new_empty(0, dtype=dtype), (one for layer in norms for one in layer))
+        if unfit is None:
+            break
+    wrong = wrong or unfit
+    if wrong is not None:
+        (name, i), tensor, shape = wrong
+        reads = x.shape[1] + sum(weight.shape[0] for weight in weights.conv2[:i])
+        match = f"layer {i}, which reads {reads} channels"
+        if weights.conv1:
+            match += f" and hides {weights.conv1[i].shape[0]}"
+        raise_misfit(OP, x, (f"{name}[{i}]", tensor, shape), match)
+
+
+def _expected(x: Tensor, weights: Weights) -> Iterator[tuple[list, list]]:
+    """Per layer what `misfit` takes: convolutions and dropout, and batch norms, which may be of another dtype."""
+    n, width, *size = x.shape
+    for i, conv2 in enumerate(weights.conv2):
+        d = conv2.shape[0]
+        hidden = weights.conv1[i].shape[0] if weights.conv1 else None
+        convolutions = [(("conv2", i), conv2, (d, hidden or width, 3, 3))]
+        if hidden:
+            convolutions.append((("conv1", i), weights.conv1[i], (hidden, width, 1, 1)))
+        if weights.dropout:
+            convolutions.append((("dropout", i), weights.dropout[i], (n, d, *size)))
+        norms = []
+        for name in NORMS:
+            tensors = getattr(weights, name)
+            if tensors:
+                norms.append(((name, i), tensors[i], (width if name.startswith("norm1") else hidden,)))
+        yield convolutions, norms
+        width += d
+
+
+def dense_block2d(
+    x: Tensor,
+    conv2: Sequence[Tensor],
+    norm1_weight: Sequence[Tensor],
+    norm1_bias: Sequence[Tensor],
+    *,
+    conv1: Sequence[Tensor] | None = None,
+    norm2_weight: Sequence[Tensor] | None = None,
+    norm2_bias: Sequence[Tensor] | None = None,
+    norm1_mean: Sequence[Tensor] | None = None,
+    norm1_var: Sequence[Tensor] | None = None,
+    norm2_mean: Sequence[Tensor] | None = None,
+    norm2_var: Sequence[Tensor] | None = None,
+    dropout: Sequence[Tensor] | None = None,
+    eps: float = 1e-5,
+    return_statistics: bool = False,
+) -> Tensor | tuple[Tensor, Statistics | None]:
+    """L densely connected layers, x_i = [x_{i-1}, q_i] with q_i = conv2_i relu(norm2_i(conv1_i relu(norm1_i x_{i-1}))).
+
+    The DenseNEst of arXiv 2111.05496, equation 9, on images (DenseNet-BC); without conv1, q_i = conv2_i relu(norm1_i
+    x_{i-1}) (DenseNet). Everything lies in one buffer; a channel's batch statistics are computed once, where it is
+    written, and serve every later layer, whose batch norms differ in weight and bias only. The backward computes only
+    batch norm and relu again.
+
+    Args:
+        x: the images [n, c_0, h, w], float32, bfloat16 or float16 for the kernels (float64 runs the reference), in
+            channels-last memory; any other layout is copied to it, and the result back.
+        conv2: one weight [d_i, b_i, 3, 3] per layer, or [d_i, c_{i-1}, 3, 3] without conv1, with padding 1;
+            c_i = c_{i-1} + d_i.
+        norm1_weight, norm1_bias: one vector [c_{i-1}] per layer. Batch norms are of x's dtype, or float32 beside a
+            bfloat16 or float16 x.
+        conv1: one weight [b_i, c_{i-1}, 1, 1] per layer, default none.
+        norm2_weight, norm2_bias: one vector [b_i] per layer, with conv1 only.
+        norm1_mean, norm1_var, norm2_mean, norm2_var: statistics to normalise with (evaluation), per layer, all or none;
+            default none: mean and biased variance of this batch. They get no gradient.
+        dropout: masks [n, d_i, h, w] that multiply the q_i, per layer, default none. They get no gradient.
+        eps: added to every variance.
+        return_statistics: whether to return the batch's statistics too.
+
+    Returns:
+        x_L [n, c_L, h, w], whose channels are x, q_1, ..., q_L, in x's memory format; with return_statistics=True
+        (x_L, Statistics(mean [c_L], var [c_L], hidden_mean [[b_i], ...], hidden_var)), float32, without gradients; or
+        (x_L, None) where statistics were given.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit, what was expected and what came.
+        RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
+    """
+    check_image(OP, x)
+    norms = (norm1_weight, norm1_bias, norm1_mean, norm1_var, norm2_weight, norm2_bias, norm2_mean, norm2_var)
+    weights = Weights(*map(_as_list, Weights._fields, (conv1, conv2, *norms, dropout)))
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x = cast(x, dtype)
+        casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
+        weights = weights._replace(**casting)
+    check(x, weights)
+    if _backend.choose(OP, x) == "reference":
+        y, statistics = reference.dense_block2d_forward(x, weights, eps)
+        return (y, statistics) if return_statistics else y
+    image = channels_last("x", x)
+    weights = weights._replace(
+        conv1=[t.contiguous() for t in weights.conv1],
+        conv2=[t.contiguous() for t in weights.conv2],
+        dropout=[channels_last("dropout", t) for t in weights.dropout],
+        **{name: widened(getattr(weights, name)) for name in NORMS},
+    )
+    flat = [t for tensors in weights for t in tensors]
+    if need_grad((image, *flat)):
+        y, *statistics = autograd.DenseBlock2dFunction.apply(eps, tuple(map(len, weights)), image, *flat)
+        mean, var, *hidden = statistics
+    else:
+        y, _, mean, var, z_mean, z_var = autograd.kernel_forward(image, *weights, eps, False)
+        hidden = [*z_mean, *z_var]
+    y = in_format_of(x, y)
+    if not return_statistics:
+        return y
+    return y, None if weights.norm1_mean else autograd.statistics_of(mean, var, hidden)
+
+
+def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:
+    if tensors is None:
+        return []
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"{OP}: {name} must be a sequence with one tensor per layer, got a torch.Tensor")
+    return list(tensors)

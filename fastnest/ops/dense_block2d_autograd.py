@@ -1,0 +1,78 @@
+"""dense_block2d: the compiled forward and backward, joined for autograd."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .. import _backend
+from ..reference import dense_block2d as reference
+from ..reference.dense_block2d import LEARNED, Statistics, Weights
+from .image import channels_last
+
+if _backend.CPP_IS_BUILT:
+    torch.library.register_fake("fastnest::dense_block2d_forward")(reference.dense_block2d_forward_fake)
+    torch.library.register_fake("fastnest::dense_block2d_backward")(reference.dense_block2d_backward_fake)
+    kernel_forward = torch.ops.fastnest.dense_block2d_forward.default
+    kernel_backward = torch.ops.fastnest.dense_block2d_backward.default
+
+
+def statistics_of(mean: Tensor, var: Tensor, hidden: Sequence[Tensor]) -> Statistics:
+    half = len(hidden) // 2
+    return Statistics(mean, var, list(hidden[:half]), list(hidden[half:]))
+
+
+class DenseBlock2dFunction(torch.autograd.Function):
+    """The kernels' forward and backward. Keeps y (x is its first channels), the weights and the hidden images.
+
+    Returns y, mean, var, then the hidden images' means and variances; of these only y has a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, eps, lengths, x, *flat):
+        y, z, mean, var, z_mean, z_var = kernel_forward(x, *_lists(flat, lengths), eps, True)
+        statistics = (mean, var, *z_mean, *z_var)
+        ctx.mark_non_differentiable(*statistics)
+        ctx.save_for_backward(y, *flat, *z, *statistics)
+        ctx.eps, ctx.lengths, ctx.hidden, ctx.c = eps, lengths, len(z), x.shape[1]
+        return y, *statistics
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        y, *rest = ctx.saved_tensors
+        count = sum(ctx.lengths)
+        weights, z, statistics = (
+            _lists(rest[:count], ctx.lengths),
+            rest[count:][: ctx.hidden],
+            rest[count + ctx.hidden :],
+        )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
+            with torch.autocast(y.device.type, enabled=False):
+                dx, lists = reference.dense_block2d_backward(dy, y[:, : ctx.c], weights, ctx.eps)
+            gradients = [lists[name] for name in LEARNED]
+        else:
+            training = not weights.norm1_mean
+            used = _with_statistics(weights, statistics) if training else weights
+            dx, *gradients = kernel_backward(channels_last("dy", dy), y, z, *used, ctx.eps, training)
+        by_list = dict(zip(LEARNED, gradients, strict=True))
+        nothing = {name: [None] * length for name, length in zip(Weights._fields, ctx.lengths, strict=True)}
+        return None, None, dx, *(g for name, none in nothing.items() for g in by_list.get(name, none))
+
+
+def _with_statistics(weights: Weights, flat: Sequence[Tensor]) -> Weights:
+    """The weights with the batch statistics that the forward normalised with: layer i read a prefix of the channels."""
+    statistics = statistics_of(flat[0], flat[1], flat[2:])
+    widths = [weight.shape[0] for weight in weights.norm1_weight]
+    return weights._replace(
+        norm1_mean=[statistics.mean[:c] for c in widths],
+        norm1_var=[statistics.var[:c] for c in widths],
+        norm2_mean=statistics.hidden_mean,
+        norm2_var=statistics.hidden_var,
+    )
+
+
+def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
+    ends = list(accumulate(lengths))
+    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))

@@ -1,0 +1,67 @@
+"""What every image op does with its arguments before anything runs: check, lay out channels last, widen norms."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _backend
+from ..reference.batch_stats import wide_dtype
+from .arguments import DTYPES
+
+
+def check_image(op: str, x: Tensor) -> None:
+    """x is a floating point tensor [n, c, h, w] with c >= 1."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() != 4 or x.size(1) < 1:
+        raise ValueError(f"{op}: x must be [n, channels, height, width] with at least one channel, got {list(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: x must be float64, float32, bfloat16 or float16, got {x.dtype}")
+
+
+def check_count(op: str, x: Tensor) -> None:
+    """Batch statistics need two values a channel (or none at all), as torch's batch norm has it."""
+    if x.numel() == x.shape[1]:
+        raise ValueError(f"{op}: batch statistics need more than one value per channel, got x {list(x.shape)}")
+
+
+def is_rows_of_channels(x: Tensor) -> bool:
+    """Whether a kernel reads x as it lies: channels consecutive, all pixels the same distance apart.
+
+    So lie images in channels-last memory, and a range of channels of a wider one.
+    """
+    n, c, h, w = x.shape
+    if c > 1 and x.stride(1) != 1:
+        return False
+    pixel = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
+    return (
+        pixel >= c and (w == 1 or x.stride(3) == pixel) and (h == 1 or x.stride(2) == w * pixel)
+    ) and (n == 1 or x.stride(0) == h * w * pixel)  # fmt: skip
+
+
+def channels_last(name: str, x: Tensor) -> Tensor:
+    """x for a kernel, which reads rows of channels: itself, or a copy in channels-last memory."""
+    if is_rows_of_channels(x):
+        return x
+    _backend.note(f"{name} is copied to channels-last memory, and the result back: {_megabytes(x)} each way or more")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _megabytes(x: Tensor) -> str:
+    return f"{x.numel() * x.element_size() / 1e6:.1f} MB"
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """y, which a kernel left in channels-last memory, in the memory format of x."""
+    return y if is_rows_of_channels(x) else y.contiguous()
+
+
+def norm_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
+    """What the parameters and statistics of a batch norm over x may be."""
+    return (x.dtype,) if x.dtype is wide_dtype(x.dtype) else (x.dtype, torch.float32)
+
+
+def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors of a batch norm as a kernel takes them: float32 and contiguous."""
+    return [t.to(torch.float32).contiguous() for t in tensors]

@@ -1,0 +1,137 @@
+"""What bottleneck2d and basic_block2d share: their checks, and from arguments to a kernel or the definition."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from .. import _backend
+from ..reference.residual_block2d import Weights, residual_block2d_forward
+from . import residual_block2d_autograd as autograd
+from .arguments import autocast_dtype, cast, misfit, need_grad, raise_misfit
+from .image import channels_last, check_count, in_format_of, norm_dtypes, widened
+
+NORMS = ("norm_weight", "norm_bias", "norm_mean", "norm_var")
+CONVOLUTIONS = ("conv", "conv_bias", "projection", "projection_bias")
+
+
+def weights_of(
+    op: str,
+    conv: Sequence[Tensor],
+    conv_bias: Sequence[Tensor] | None,
+    norms: Sequence[Sequence[Tensor] | None],
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+) -> Weights:
+    """The arguments as lists, one tensor per convolution or none; norms as NORMS names them."""
+    l, lists = len(autograd.KINDS[op].kernels), {}
+    for name, tensors in zip(("conv", "conv_bias", *NORMS), (conv, conv_bias, *norms), strict=True):
+        if isinstance(tensors, Tensor):
+            raise TypeError(f"{op}: {name} must be a sequence of {l} tensors, got a torch.Tensor")
+        lists[name] = [] if tensors is None else list(tensors)
+        if len(lists[name]) != l and (lists[name] or name == "conv"):
+            raise ValueError(f"{op}: {name} must have {l} tensors, got {len(lists[name])}")
+    for name, one in (("projection", projection), ("projection_bias", projection_bias)):
+        lists[name] = [] if one is None else [one]
+    return Weights(**lists)
+
+
+def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
+    """All arguments fit together; ValueError or TypeError names the first that does not."""
+    if not isinstance(stride, int) or stride not in (1, 2):
+        raise ValueError(f"{op}: stride must be 1 or 2, got {stride}")
+    for name, needs, present in (
+        ("norm_bias", "norm_weight", bool(weights.norm_weight)),
+        ("norm_var", "norm_mean", bool(weights.norm_mean)),
+        ("norm_weight", "norm_mean", bool(weights.norm_weight) or bool(weights.norm_mean)),
+    ):
+        if bool(getattr(weights, name)) != present:
+            raise ValueError(f"{op}: {name} and {needs} go together, got {'no ' if present else ''}{name}")
+    if weights.projection_bias and not weights.projection:
+        raise ValueError(f"{op}: projection_bias needs projection, got projection None")
+    for i, weight in enumerate(weights.conv):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{op}: conv[{i}] must be a torch.Tensor, got {type(weight).__name__}")
+        if weight.dim() != 4 or weight.shape[0] < 1:
+            raise ValueError(f"{op}: conv[{i}] must be a 4-d convolution weight, got {list(weight.shape)}")
+    c, out = x.shape[1], weights.conv[-1].shape[0]
+    wrong = misfit(x, _convolutions(op, x, weights))
+    for dtype in norm_dtypes(x):
+        unfit = misfit(x.new_empty(0, dtype=dtype), _norms(x, weights))
+        if unfit is None:
+            break
+    wrong = wrong or unfit
+    if wrong is not None:
+        raise_misfit(op, x, wrong, f"x {list(x.shape)} and conv {[list(weight.shape) for weight in weights.conv]}")
+    if not weights.projection and (stride != 1 or out != c):
+        raise ValueError(f"{op}: projection must be given where the shape changes, got {c} to {out}, stride {stride}")
+    if weights.batch:
+        check_count(op, x)
+        smallest = [x.shape[0], 1, *((size - 1) // stride + 1 for size in x.shape[2:])]
+        if smallest[0] * smallest[2] * smallest[3] == 1:
+            raise ValueError(f"{op}: batch statistics need more than one value per channel behind stride {stride} too")
+
+
+def _convolutions(op: str, x: Tensor, weights: Weights) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    """What `misfit` takes: everything but the batch norms, which may be of another dtype."""
+    c = x.shape[1]
+    for i, (weight, kernel) in enumerate(zip(weights.conv, autograd.KINDS[op].kernels, strict=True)):
+        o = weight.shape[0]
+        yield f"conv[{i}]", weight, (o, c, kernel, kernel)
+        if weights.conv_bias:
+            yield f"conv_bias[{i}]", weights.conv_bias[i], (o,)
+        c = o
+    if weights.projection:
+        yield "projection", weights.projection[0], (c, x.shape[1], 1, 1)
+    if weights.projection_bias:
+        yield "projection_bias", weights.projection_bias[0], (c,)
+
+
+def _norms(x: Tensor, weights: Weights) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    reads = [x.shape[1], *(weight.shape[0] for weight in weights.conv[:-1])]
+    for name in NORMS:
+        for i, tensor in enumerate(getattr(weights, name)):
+            yield f"{name}[{i}]", tensor, (reads[i],)
+
+
+def residual_block2d(
+    op: str,
+    x: Tensor,
+    weights: Weights,
+    stride: int,
+    eps: float,
+    return_features: bool,
+    return_statistics: bool,
+):
+    """The op of that name on arguments from `weights_of`: y, and what else was asked for in a tuple behind it."""
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x = cast(x, dtype)
+        weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
+    check(op, x, weights, stride)
+    if _backend.choose(op, x) == "reference":
+        y, features, statistics = residual_block2d_forward(autograd.KINDS[op], x, weights, stride, eps)
+    else:
+        y, features, statistics = _by_kernel(op, x, weights, stride, eps, return_features)
+    asked = (features,) * return_features + (statistics,) * return_statistics
+    return (y, *asked) if asked else y
+
+
+def _by_kernel(op: str, x: Tensor, weights: Weights, stride: int, eps: float, return_features: bool):
+    image = channels_last("x", x)
+    weights = Weights(
+        *(
+            [t.contiguous() for t in tensors] if name in ("conv", "projection") else widened(tensors)
+            for name, tensors in zip(Weights._fields, weights, strict=True)
+        )
+    )
+    flat = [t for tensors in weights for t in tensors]
+    if need_grad((image, *flat)):
+        lengths = tuple(map(len, weights))
+        y, *others = autograd.ResidualBlock2dFunction.apply(op, stride, eps, return_features, lengths, image, *flat)
+        features = others.pop(0) if return_features else None
+        mean, var = others[: len(others) // 2], others[len(others) // 2 :]
+    else:
+        y, features, _, mean, var = autograd.kernel_forward(op, image, weights, stride, eps, return_features, False)
+    if return_features:
+        features = in_format_of(x, features)
+    return in_format_of(x, y), features, (mean, var) if weights.batch else None

@@ -1,0 +1,89 @@
+"""bottleneck2d and basic_block2d: the compiled forwards and backwards, joined for autograd."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .. import _backend
+from ..reference import basic_block2d, bottleneck2d
+from ..reference.residual_block2d import LEARNED, Weights, residual_block2d_backward
+from .image import channels_last
+
+REFERENCES = {"bottleneck2d": bottleneck2d, "basic_block2d": basic_block2d}
+KINDS = {op: reference.KIND for op, reference in REFERENCES.items()}
+KERNELS = {}
+
+if _backend.CPP_IS_BUILT:
+    for op, reference in REFERENCES.items():
+        for name in (f"{op}_forward", f"{op}_backward"):
+            torch.library.register_fake(f"fastnest::{name}")(getattr(reference, f"{name}_fake"))
+            KERNELS[name] = getattr(torch.ops.fastnest, name).default
+
+
+def kernel_forward(op: str, x: Tensor, weights: Weights, stride: int, eps: float, features: bool, save: bool):
+    """The kernel's (y, features, hidden, mean, var)."""
+    return KERNELS[f"{op}_forward"](x, *_for_kernel(weights), stride, eps, features, save)
+
+
+class ResidualBlock2dFunction(torch.autograd.Function):
+    """The kernels' forward and backward. Keeps x, the weights, the images between convolutions and the statistics.
+
+    Returns y, the features if asked for, and the batch's means and variances, which have no gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, op, stride, eps, return_features, lengths, x, *flat):
+        weights = _lists(flat, lengths)
+        y, features, hidden, mean, var = kernel_forward(op, x, weights, stride, eps, return_features, True)
+        ctx.save_for_backward(x, *flat, *hidden, *mean, *var)
+        ctx.mark_non_differentiable(*mean, *var)
+        ctx.set_materialize_grads(False)
+        ctx.op, ctx.stride, ctx.eps, ctx.return_features, ctx.lengths = op, stride, eps, return_features, lengths
+        return y, *((features,) if return_features else ()), *mean, *var
+
+    @staticmethod
+    def backward(ctx, dy, *others):
+        dfeatures = others[0] if ctx.return_features else None
+        x, *rest = ctx.saved_tensors
+        weights, rest = _lists(rest, ctx.lengths), rest[sum(ctx.lengths) :]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
+            with torch.autocast(x.device.type, enabled=False):
+                given = _biases_as(x.dtype, weights)
+                dx, by_list = residual_block2d_backward(KINDS[ctx.op], dy, dfeatures, x, given, ctx.stride, ctx.eps)
+        else:
+            dx, by_list = _kernel_backward(ctx, dy, dfeatures, x, weights, rest)
+        nothing = {name: [None] * length for name, length in zip(Weights._fields, ctx.lengths, strict=True)}
+        return (None,) * 5 + (dx, *(d for name, none in nothing.items() for d in by_list.get(name, none)))
+
+
+def _kernel_backward(ctx, dy, dfeatures, x, weights, saved) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    hidden, statistics = saved[: len(weights.conv) - 1], saved[len(weights.conv) - 1 :]
+    training, half = weights.batch, len(statistics) // 2
+    if training:
+        weights = weights._replace(norm_mean=statistics[:half], norm_var=statistics[half:])
+    dy = None if dy is None else channels_last("dy", dy)
+    dfeatures = None if dfeatures is None else channels_last("dfeatures", dfeatures)
+    dx, *lists, projection, projection_bias = KERNELS[f"{ctx.op}_backward"](
+        dy, dfeatures, x, hidden, *_for_kernel(weights), ctx.stride, ctx.eps, training
+    )
+    found = zip(LEARNED, (*lists, [projection], [projection_bias]), strict=True)
+    return dx, {name: gradients[: len(getattr(weights, name))] for name, gradients in found}
+
+
+def _for_kernel(weights: Weights) -> tuple:
+    *lists, projection, projection_bias = weights
+    return *lists, *(one[0] if one else None for one in (projection, projection_bias))
+
+
+def _biases_as(dtype: torch.dtype, weights: Weights) -> Weights:
+    """With the biases in the dtype of a convolution's weights; the kernels take them in float32."""
+    biases = {name: [t.to(dtype) for t in getattr(weights, name)] for name in ("conv_bias", "projection_bias")}
+    return weights._replace(**biases)
+
+
+def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
+    ends = list(accumulate(lengths))
+    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))

@@ -1,0 +1,61 @@
+"""What tests and benchmarks share: awkward inputs of every op, what an op costs, and how near a result has to be."""
+
+from functools import partial
+
+from .case import Case
+from .chains import dense_chain_cases, residual_chain_cases, small_dense_chain_cases, small_residual_chain_cases
+from .comparison import ULPS, Expected, assert_close, expect
+from .cost import bytes_moved, flops, flops_of_maps
+from .images import (
+    batch_stats_cases,
+    dense_block2d_cases,
+    residual_block2d_cases,
+    small_batch_stats_cases,
+    small_dense_block2d_cases,
+    small_residual_block2d_cases,
+)
+from .running import Results, as_tuple, flat, instruction_set, kernel, kernels, run, unflat
+
+_CASES = {
+    "residual_chain": (residual_chain_cases, small_residual_chain_cases),
+    "dense_chain": (dense_chain_cases, small_dense_chain_cases),
+    "batch_stats": (batch_stats_cases, small_batch_stats_cases),
+    "dense_block2d": (dense_block2d_cases, small_dense_block2d_cases),
+} | {
+    op: (partial(residual_block2d_cases, op), partial(small_residual_block2d_cases, op))
+    for op in ("bottleneck2d", "basic_block2d")
+}
+OPS = tuple(_CASES)
+
+
+def sample_inputs(op: str) -> list[Case]:
+    """The cases that every backend of an op has to get right: awkward sizes, every option, every layout."""
+    return list(_CASES[op][0]())
+
+
+def small_inputs(op: str) -> list[Case]:
+    """A few numbers for every activation and kind of an op: for derivatives by finite differences, and compilers."""
+    return list(_CASES[op][1]())
+
+
+__all__ = [
+    "OPS",
+    "ULPS",
+    "Case",
+    "Expected",
+    "Results",
+    "as_tuple",
+    "assert_close",
+    "bytes_moved",
+    "expect",
+    "flat",
+    "flops",
+    "flops_of_maps",
+    "instruction_set",
+    "kernel",
+    "kernels",
+    "run",
+    "sample_inputs",
+    "small_inputs",
+    "unflat",
+]

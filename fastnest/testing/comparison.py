@@ -1,0 +1,76 @@
+"""How near a result has to be: to float64, within what rounding does to plain torch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .running import Results
+
+
+class Expected(NamedTuple):
+    """What a result is compared with: exact in float64, by plain torch in dtype, and how far off rounding may lead."""
+
+    exact: Results
+    plain: Results
+    error: dict[str, float]
+
+
+NUDGES, ULPS = 15, 4
+
+
+def expect(results: Callable[[str, torch.dtype | None, int], Results]) -> Expected:
+    """What results(backend, compute, nudge) should be without a nudge.
+
+    The error is plain torch's, or what rounding the arguments alone does to the exact result, in the worst of 15 draws.
+    Without the draws it would be luck: one error of plain torch is one draw, of a few roundings where a result has few
+    elements, and in half precision of the few activations that rounding pushes over relu's kink.
+    """
+    exact, plain = results("reference", torch.float64, 0), results("reference", None, 0)
+    errors = dict.fromkeys(exact, 0.0)
+    for nudge in range(NUDGES + 1):
+        rounded = results("reference", torch.float64, nudge) if nudge else plain
+        for name, values in rounded.items():
+            difference = (values.double() - exact[name]).abs()
+            finite = difference[difference.isfinite()]
+            errors[name] = max(errors[name], finite.max().item() if finite.numel() else 0.0)
+    return Expected(exact, plain, errors)
+
+
+def assert_close(actual: Results, expected: Expected, dtype: torch.dtype, what: object) -> None:
+    """actual is at most twice as far from exact as rounding leads plain torch, plus 4 ulp of the largest value.
+
+    That error is what the conditioning of the case makes of dtype's rounding, so the bound grows with sums and depth by
+    itself. The ulp are for results that plain torch rounds without error. Nothing is forgiven of NaN and infinities,
+    which have to be where they are in float64 or (they differ for gelu of -inf) in plain torch.
+
+    Args:
+        actual: what is judged, in dtype, by name.
+        expected: from `expect`.
+        what: names the case in the message (a Case can be called again as it is printed).
+    """
+    assert actual.keys() == expected.exact.keys()
+    for name, values in actual.items():
+        exact, plain, ulp = expected.exact[name], expected.plain[name].double(), torch.finfo(values.dtype).eps
+        where = f"{name} {list(values.shape)} {dtype} of {what}"
+        assert values.dtype == expected.plain[name].dtype, f"{where}: dtype {values.dtype}"
+        assert values.shape == exact.shape, f"{where}: expected shape {list(exact.shape)}"
+        values = values.double()
+        finite = exact.isfinite() & values.isfinite() & plain.isfinite()
+        same = finite | _identical(values, exact) | _identical(values, plain)
+        assert same.all(), f"{where}: NaN or Inf differ at {(~same).nonzero()[:5].tolist()}"
+        if not finite.any():
+            continue
+        error = torch.where(finite, (values - exact).abs(), 0).flatten()
+        largest = exact[finite].abs().max().item()
+        bound = 2 * expected.error[name] + ULPS * ulp * largest
+        at = error.argmax().item()
+        assert error[at] <= bound, (
+            f"{where}: error {error[at]:.3g} > {bound:.3g} = 2 * {expected.error[name]:.3g} (rounding) "
+            f"+ {ULPS} ulp of {largest:.3g}; at {at} of it: {values.flatten()[at]:.9g} for {exact.flatten()[at]:.9g}"
+        )
+
+
+def _identical(values: Tensor, others: Tensor) -> Tensor:
+    return (values == others) | (values.isnan() & others.isnan())

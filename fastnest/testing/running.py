@@ -1,0 +1,83 @@
+"""Running a case by a kernel or backend: outputs and every gradient, by name."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from .. import _backend
+from .case import Case
+
+Results = dict[str, Tensor]
+
+
+def kernels() -> list[str]:
+    """What `kernel` can force here, other than the reference: every backend that runs, on every instruction set."""
+    if not _backend.CPP_IS_BUILT:
+        return []
+    return [f"cpp {name}" for name in _backend._C.instruction_sets()]
+
+
+@contextmanager
+def instruction_set(name: str):
+    """The C++ kernels run on this instruction set (one of `fastnest._C.instruction_sets()`) inside the block."""
+    _backend._C.force_instruction_set(name)
+    try:
+        yield
+    finally:
+        _backend._C.force_instruction_set("")
+
+
+@contextmanager
+def kernel(name: str):
+    """Forces one of `kernels()`, or a backend, inside the block."""
+    backend, _, on = name.partition(" ")
+    with _backend.backend(backend), instruction_set(on) if on else nullcontext():
+        yield
+
+
+def flat(tensors: dict) -> Results:
+    """A case's tensors by name, those in lists as name[i]."""
+    leaves = {}
+    for name, value in tensors.items():
+        leaves |= {f"{name}[{i}]": one for i, one in enumerate(value)} if isinstance(value, list) else {name: value}
+    return leaves
+
+
+def unflat(leaves: Results) -> dict:
+    """The inverse of `flat`: arguments for `Case.call`."""
+    tensors = {}
+    for name, value in leaves.items():
+        if name.endswith("]"):
+            tensors.setdefault(name[: name.index("[")], []).append(value)
+        else:
+            tensors[name] = value
+    return tensors
+
+
+def run(
+    case: Case, name: str, compute: torch.dtype | None = None, nudge: int = 0, *, dtype: torch.dtype, change=None
+) -> Results:
+    """Every output of a case and every gradient (for random gradients of the outputs), by a kernel or backend.
+
+    The arguments are as in `Case.tensors`. change(leaves, gradients) may alter the arguments by name, and the gradients
+    of the outputs, in place.
+    """
+    leaves = flat(case.tensors(dtype, compute, nudge))
+    generator = torch.Generator().manual_seed(1)
+    with kernel(name):
+        with torch.no_grad():
+            shapes = [out.shape for out in as_tuple(case.call(unflat(leaves)))]
+            gradients = [torch.randn(s, generator=generator).to(dtype).to(compute or dtype) for s in shapes]
+            if change is not None:
+                change(leaves, gradients)
+        outputs = as_tuple(case.call(unflat(leaves)))
+        learned = {leaf: tensor for leaf, tensor in leaves.items() if tensor.requires_grad}
+        gradients = torch.autograd.grad(outputs, list(learned.values()), gradients, materialize_grads=True)
+    results = {output: value.detach() for output, value in zip(("y", "features"), outputs, strict=False)}
+    return results | {f"d{leaf}": gradient for leaf, gradient in zip(learned, gradients, strict=True)}
+
+
+def as_tuple(outputs) -> tuple[Tensor, ...]:
+    """What an op returned: y, or y and the features; mean and variance."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
