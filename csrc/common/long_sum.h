@@ -10,25 +10,39 @@ struct LongSum {
 
 constexpr int kRunTerms = 8;
 
-FASTNEST_INLINE void close_run(LongSum& sum) {
+// After term `i`, counted from anywhere.
+FASTNEST_INLINE void close_run(LongSum& sum, int64_t i) {
+  if (i % kRunTerms != kRunTerms - 1) return;
   const Vec high = sum.high + sum.run, part = high - sum.high;
   sum.low += (sum.high - (high - part)) + (sum.run - part);
   sum.high = high, sum.run = Vec{};
 }
 
-// After term `i`, counted from anywhere.
-FASTNEST_INLINE void close_run(LongSum& sum, int64_t i) {
-  if (i % kRunTerms == kRunTerms - 1) close_run(sum);
-}
-
-template <int kV>
-FASTNEST_INLINE void close_runs(LongSum (&sums)[kV], int64_t i) {
-  if (i % kRunTerms != kRunTerms - 1) return;
-#pragma GCC unroll 4
-  for (LongSum& sum : sums) close_run(sum);
-}
-
 FASTNEST_INLINE Vec total(LongSum sum) {
-  close_run(sum);
+  close_run(sum, kRunTerms - 1);
   return select(sum.low == sum.low, sum.high + sum.low, sum.high);  // what is rounded off an infinity is no number
+}
+
+// Mean and squared deviations of values seen a second time, about nearly their mean: what is left of the sum tells the
+// mean to more digits than one float holds.
+struct Deviations {
+  Vec near;
+  LongSum rest = {}, squares = {};
+};
+
+FASTNEST_INLINE Deviations deviations_about(const LongSum& values, Vec share) { return {total(values) * share}; }
+
+FASTNEST_INLINE void add_value(Deviations& sums, Vec value, int64_t i) {
+  const Vec d = value - sums.near;
+  sums.rest.run += d;
+  sums.squares.run = fma(d, d, sums.squares.run);
+  close_run(sums.rest, i), close_run(sums.squares, i);
+}
+
+// [3][c]: the mean in two parts, and the sum of squared deviations from it.
+FASTNEST_INLINE void store_moments(const Deviations& sums, Vec share, float* moments, int64_t c, int count) {
+  const Vec rest = total(sums.rest), left = rest * share;
+  store_first(moments, sums.near, count);
+  store_first(moments + c, select(left == left, left, Vec{}), count);  // no number where the mean is infinite
+  store_first(moments + 2 * c, total(sums.squares) - left * rest, count);
 }

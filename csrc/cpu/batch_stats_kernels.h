@@ -3,40 +3,26 @@
 // The band is read from memory once; its second pass, about the band's own mean, finds it in cache. Nothing is lost
 // where the mean is far larger than the deviation, as it would be in sums of squares.
 
-// A sum in parts: shorter ones lose fewer digits, and none waits for the addition before it.
-constexpr int kParts = 4;
-
-struct Sums {
-  Vec part[kParts] = {};
-  Vec sum() const { return (part[0] + part[1]) + (part[2] + part[3]); }
-};
-
 template <class T>
 static void band_moments_as(const Pixels& image, const Pixels& copy, int64_t c, int64_t begin, int64_t end,
                             float* moments) {
+  const Vec share = broadcast(1.0f / (float)(end - begin));
   for (int64_t i = 0; i < c; i += kLanes) {
     const int count = (int)std::min<int64_t>(c - i, kLanes);
-    const T* const from = static_cast<const T*>(image.data) + i;
-    const auto at = [&](int64_t p) { return load_first(from + p * image.stride, count); };
-    // About the first pixel, so that the sum keeps its digits.
-    const Vec first = at(begin), share = broadcast(1.0f / (float)(end - begin));
-    Sums total, squares;
+    const auto at = [&](int64_t p) {
+      return load_first(static_cast<const T*>(image.data) + p * image.stride + i, count);
+    };
+    LongSum values;
     for (int64_t p = begin; p < end; ++p) {
       const Vec v = at(p);
-      total.part[p % kParts] += v - first;
+      values.run += v;
+      close_run(values, p);
       if (copy.data) store_first(static_cast<T*>(copy.data) + p * copy.stride + i, v, count);
     }
-    // About nearly the mean; what is left of the sum tells the mean to more digits than a first pixel far from it.
-    const Vec near = first + total.sum() * share;
-    Sums rest;
-    for (int64_t p = begin; p < end; ++p) {
-      const Vec d = at(p) - near;
-      rest.part[p % kParts] += d;
-      squares.part[p % kParts] = fma(d, d, squares.part[p % kParts]);
-    }
-    const Vec left = rest.sum() * share;
-    store_first(moments + i, near + left, count);
-    store_first(moments + c + i, squares.sum() - left * rest.sum(), count);
+    if (!moments) continue;
+    Deviations sums = deviations_about(values, share);
+    for (int64_t p = begin; p < end; ++p) add_value(sums, at(p), p);
+    store_moments(sums, share, moments + i, c, count);
   }
 }
 

@@ -46,9 +46,10 @@ std::tuple<Tensor, List, Tensor, Tensor, List, List> dense_block2d_forward(
   int64_t channels = first;
   for (const Tensor& weight : conv2) channels += weight.size(0);
   Tensor y = empty_image(n, channels, h, w, x.scalar_type());
-  Tensor mean = empty({channels}, ScalarType::Float), var = empty({channels}, ScalarType::Float);
+  const int64_t measured = batch ? channels : 0;
+  Tensor mean = empty({measured}, ScalarType::Float), var = empty({measured}, ScalarType::Float);
   const Pixels buffer = pixels_of(y);
-  run_batch_stats(element, pixels_of(x), buffer, pixels_in(x), first, floats(mean), floats(var));
+  run_batch_stats(element, pixels_of(x), buffer, pixels_in(x), first, batch ? floats(mean) : nullptr, floats(var));
 
   List z, z_mean, z_var;
   int64_t c = first;

@@ -46,14 +46,16 @@ void combine(const float* moments, int64_t bands, int64_t c, const Count& count,
   for (int64_t b = 0; b < bands; ++b) {
     const double here = static_cast<double>(count(b));
     n += here;
-    for (int64_t i = 0; i < c; ++i) total[i] += here * moments[2 * b * c + i];
+    const float *high = moments + 3 * b * c, *low = high + c;
+    for (int64_t i = 0; i < c; ++i) total[i] += here * (static_cast<double>(high[i]) + low[i]);
   }
   for (int64_t i = 0; i < c; ++i) total[i] /= std::max(n, 1.0);
   for (int64_t b = 0; b < bands; ++b) {
     const double here = static_cast<double>(count(b));
+    const float *high = moments + 3 * b * c, *low = high + c;
     for (int64_t i = 0; i < c; ++i) {
-      const double d = moments[2 * b * c + i] - total[i];
-      squares[i] += moments[(2 * b + 1) * c + i] + here * d * d;
+      const double d = static_cast<double>(high[i]) + low[i] - total[i];
+      squares[i] += low[c + i] + here * d * d;
     }
   }
   for (int64_t i = 0; i < c; ++i) {
@@ -74,7 +76,7 @@ void run_forward(const NormConv& given, const NormConvForward& io, float* mean, 
   const int64_t weights = ceil_div(conv.o, lanes.vector) * lanes.vector * read * conv.taps();
   const int64_t each =
       most_scratch(plan.bands, [&](const Band& band) { return FASTNEST_RUN(forward_scratch, conv, band); });
-  Scratch scratch(weights + members * each + (mean ? 2 * count * conv.o : 0));
+  Scratch scratch(weights + members * each + (mean ? 3 * count * conv.o : 0));
   float *const packed = scratch.data(), *const work = packed + weights, *const moments = work + members * each;
   NormConvForward run = io;
   run.packed = packed;
@@ -88,7 +90,7 @@ void run_forward(const NormConv& given, const NormConvForward& io, float* mean, 
     if (plan.shares() == 1) pack(first, end);
     for (int64_t b = plan.share_begin[share]; b < plan.share_begin[share + 1]; ++b)
       FASTNEST_RUN(norm_conv_forward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
-                   mean ? moments + 2 * b * conv.o : nullptr, work + member * each);
+                   mean ? moments + 3 * b * conv.o : nullptr, work + member * each);
   });
   if (mean) combine(moments, count, conv.o, [&](int64_t b) { return plan.bands[b].pixels(); }, mean, var);
 }
@@ -168,14 +170,14 @@ void run_batch_stats(Element element, const Pixels& image, const Pixels& copy, i
                      float* var) {
   constexpr int64_t kRows = 128;
   const int64_t bands = ceil_div(pixels, kRows);
-  Scratch scratch(2 * bands * c + 16);
+  Scratch scratch(3 * bands * c + 16);
   float* const moments = scratch.data();
   torch::stable::parallel_for(0, bands, std::max<int64_t>(1, (1 << 15) / (kRows * c)), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
       FASTNEST_RUN(band_moments, element, image, copy, c, b * kRows, std::min(pixels, (b + 1) * kRows),
-                   moments + 2 * b * c);
+                   mean ? moments + 3 * b * c : nullptr);
   });
-  combine(moments, bands, c, [&](int64_t b) { return std::min(pixels - b * kRows, kRows); }, mean, var);
+  if (mean) combine(moments, bands, c, [&](int64_t b) { return std::min(pixels - b * kRows, kRows); }, mean, var);
 }
 
 void run_sums(Element element, const Pixels& image, int64_t pixels, int64_t c, float* out) {

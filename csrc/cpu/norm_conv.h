@@ -82,7 +82,8 @@ void run_activate(const NormConv& conv, const Pixels& to);
 void run_finish(Element element, const Gradient& gradient, const Pixels& value, const Pixels& to, bool to_float,
                 int64_t c, int64_t pixels);
 
-// Mean and variance (divided by the count) of the channels of an image, copied to `copy` on the way if that has data.
+// Mean and variance (divided by the count) of the channels of an image, copied to `copy` on the way if that has data;
+// mean null: only copied.
 void run_batch_stats(Element element, const Pixels& image, const Pixels& copy, int64_t pixels, int64_t c, float* mean,
                      float* var);
 

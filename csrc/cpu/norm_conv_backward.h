@@ -151,9 +151,9 @@ static void pull_back_panel(const NormConv& conv, const NormConvBackward& io, co
       store_first(into, dx, counts.of[v]);
       gradients[v].run += du;
       products[v].run = fma(du, x - mean[v], products[v].run);
+      close_run(gradients[v], p), close_run(products[v], p);
       u[v] = activate<Activation::kRelu>(u[v]);
     }
-    close_runs(gradients, p), close_runs(products, p);
   };
   int64_t end = band.begin;
   for_lines<Number>(conv, band, [&](const LinePart& line) {

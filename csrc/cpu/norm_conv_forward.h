@@ -122,10 +122,10 @@ static void finish_panel(const NormConv& conv, const NormConvForward& io, const 
   const auto part = [&](const Pixels& image, int64_t p, int v) {
     return static_cast<T*>(image.data) + p * image.stride + at + v * kLanes;
   };
-  Vec bias[kV], mean[kV];
-  LongSum values[kV], squares[kV];
+  Vec bias[kV];
+  LongSum values[kV];
   for (int v = 0; v < kV; ++v) bias[v] = conv.bias ? load_first(conv.bias + at + v * kLanes, counts.of[v]) : Vec{};
-  for (int64_t p = band.begin; p < band.end; ++p, sums += kV * kLanes) {
+  for (int64_t p = band.begin; p < band.end; ++p, sums += kV * kLanes)
 #pragma GCC unroll 4
     for (int v = 0; v < kV; ++v) {
       Vec value = load(sums + v * kLanes) + bias[v];
@@ -133,24 +133,16 @@ static void finish_panel(const NormConv& conv, const NormConvForward& io, const 
       if (io.residual.data) value += load_first(part(io.residual, p, v), counts.of[v]);
       store_first(part(conv.target, p, v), value, counts.of[v]);
       values[v].run += round_to<T>(value);
+      close_run(values[v], p);
     }
-    close_runs(values, p);
-  }
   if (!moments) return;
+  const Vec share = broadcast(1.0f / (float)band.pixels());
+  Deviations deviations[kV];
+  for (int v = 0; v < kV; ++v) deviations[v] = deviations_about(values[v], share);
+  for (int64_t p = band.begin; p < band.end; ++p)
 #pragma GCC unroll 4
-  for (int v = 0; v < kV; ++v) mean[v] = total(values[v]) * broadcast(1.0f / (float)band.pixels());
-  for (int64_t p = band.begin; p < band.end; ++p) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const Vec d = load_first(part(conv.target, p, v), counts.of[v]) - mean[v];
-      squares[v].run = fma(d, d, squares[v].run);
-    }
-    close_runs(squares, p);
-  }
-  for (int v = 0; v < kV; ++v) {
-    store_first(moments + at + v * kLanes, mean[v], counts.of[v]);
-    store_first(moments + conv.o + at + v * kLanes, total(squares[v]), counts.of[v]);
-  }
+    for (int v = 0; v < kV; ++v) add_value(deviations[v], load_first(part(conv.target, p, v), counts.of[v]), p);
+  for (int v = 0; v < kV; ++v) store_moments(deviations[v], share, moments + at + v * kLanes, conv.o, counts.of[v]);
 }
 
 template <class T, class Number>
