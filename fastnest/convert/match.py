@@ -134,7 +134,7 @@ def candidates(model: Module) -> Iterator[tuple[str, Module]]:
     """Modules named like a dense or a pre-activation residual block, but for fastnest's own, with their names."""
     layers = set()  # of a dense block: named like a residual block, and never one
     for name, module in model.named_modules():
-        if module in layers or type(module).__module__.partition(".")[0] == "fastnest":
+        if module in layers or type(module).__module__.startswith(("fastnest.nn.", "fastnest.models.")):
             continue
         if _is_dense(module):
             layers |= set(module.modules()) - {module}
