@@ -589,9 +589,10 @@ def test_explain_before_and_after(capsys):
 
 
 def test_own_blocks_are_no_candidates():
-    block = fastnest.nn.DenseBlock2d(6, 4, 2)
-    assert type(fastnest.accelerate(block)) is fastnest.nn.DenseBlock2d
-    assert [row.kind for row in fastnest.explain(block, features()).rows] == ["DenseBlock2d"]
+    for block in (fastnest.nn.DenseBlock2d(6, 4, 2), fastnest.nn.Bottleneck2d(6, 4, 6), fastnest.nn.BasicBlock2d(6, 4, 6)):
+        own = type(block)
+        assert type(fastnest.accelerate(block)) is own
+        assert [row.kind for row in fastnest.explain(block, features()).rows] == [own.__name__]
 
 
 def test_distributed_data_parallel(tmp_path):

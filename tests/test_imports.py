@@ -48,12 +48,8 @@ def test_arrows(part):
 @pytest.mark.parametrize("part", BESIDE)
 def test_beside_the_arrows(part):
     for path in files(part):
-<<<<<<< HEAD
         others = imports(path) - BESIDE[part] - {part}
         assert not others, f"{path.name} imports {sorted(others)}"
-=======
-        assert imports(path) <= BESIDE[part] | {part}, f"{path.name} imports {sorted(imports(path) - BESIDE[part] - {part})}"
->>>>>>> main
 
 
 def test_only_kernels_imports_triton():

@@ -7,11 +7,11 @@ import torch
 from torch.nn import Module
 
 from .. import _backend
-from ..nn import DenseBlock2d, DenseChain, DenseGrowth, Residual, ResidualChain
+from ..nn import BasicBlock2d, Bottleneck2d, DenseBlock2d, DenseChain, DenseGrowth, Residual, ResidualChain
 from .match import candidates
 from .swap import examine, plan_of, why_not
 
-OURS = (DenseBlock2d, DenseChain, DenseGrowth, Residual, ResidualChain)
+OURS = (BasicBlock2d, Bottleneck2d, DenseBlock2d, DenseChain, DenseGrowth, Residual, ResidualChain)
 
 
 class ExplanationRow(NamedTuple):
