@@ -340,6 +340,32 @@ def test_compiled(name):
     torch._dynamo.reset()
 
 
+def test_traced_and_exported():
+    """Export keeps the op; what records torch's own operators only gets those."""
+    model, x = small_model("authors"), images()
+    fast, y = fastnest.accelerate(model, inplace=False), model(x)
+    exported = torch.export.export(fast, (x,))
+    assert set(exported.state_dict) == set(model.state_dict())
+    assert not FUSED or any("fastnest" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), y, atol=1e-5, rtol=1e-5)
+    assert torch.equal(torch.jit.trace(fast, x)(x), y)
+    assert torch.equal(
+        torch.fx.symbolic_trace(fastnest.accelerate(dense_block()))(features()), dense_block()(features())
+    )
+
+
+def test_classes_and_copies_made_from_an_accelerated_block():
+    """FSDP and parametrizations put a class before the block's; replicas of data parallelism are shallow copies."""
+    block, x = fastnest.accelerate(dense_block()), features()
+    shallow = copy.copy(block)
+    assert "replaced since" in why(shallow, x)
+    block.__class__ = type("Sharded", (type(block),), {})
+    assert runs_the_op(block, x) or not FUSED
+    assert runs_the_op(copy.deepcopy(block), x) or not FUSED
+    assert "not accelerated" in why(fastnest.restore(block), x)
+    assert runs_the_op(fastnest.accelerate(block), x) or not FUSED
+
+
 def test_nothing_but_the_class_changes():
     """Neither the random state, nor a buffer, nor a mode, nor a gradient, also under no_grad and inference_mode."""
     model = small_model("torchvision", training=True)
@@ -589,7 +615,11 @@ def test_explain_before_and_after(capsys):
 
 
 def test_own_blocks_are_no_candidates():
-    for block in (fastnest.nn.DenseBlock2d(6, 4, 2), fastnest.nn.Bottleneck2d(6, 4, 6), fastnest.nn.BasicBlock2d(6, 4, 6)):
+    for block in (
+        fastnest.nn.DenseBlock2d(6, 4, 2),
+        fastnest.nn.Bottleneck2d(6, 4, 6),
+        fastnest.nn.BasicBlock2d(6, 4, 6),
+    ):
         own = type(block)
         assert type(fastnest.accelerate(block)) is own
         assert [row.kind for row in fastnest.explain(block, features()).rows] == [own.__name__]
