@@ -340,6 +340,7 @@ def test_compiled(name):
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
 def test_traced_and_exported():
     """Export keeps the op; what records torch's own operators only gets those."""
     model, x = small_model("authors"), images()
@@ -349,9 +350,8 @@ def test_traced_and_exported():
     assert not FUSED or any("fastnest" in str(node.target) for node in exported.graph.nodes)
     torch.testing.assert_close(exported.module()(x), y, atol=1e-5, rtol=1e-5)
     assert torch.equal(torch.jit.trace(fast, x)(x), y)
-    assert torch.equal(
-        torch.fx.symbolic_trace(fastnest.accelerate(dense_block()))(features()), dense_block()(features())
-    )
+    inside = nn.Sequential(fastnest.accelerate(dense_block()))
+    assert torch.equal(torch.fx.symbolic_trace(inside)(features()), dense_block()(features()))
 
 
 def test_classes_and_copies_made_from_an_accelerated_block():

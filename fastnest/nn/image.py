@@ -167,6 +167,8 @@ def run_residual_block(
         projection: the convolution of the shortcut, or None.
         return_features: whether to return the features too.
     """
+    if len(convs) not in RESIDUAL_BLOCKS:
+        raise ValueError(f"run_residual_block: convs must be 2 or 3 convolutions, got {len(convs)}")
     name, op, strided = RESIDUAL_BLOCKS[len(convs)]
     batch, eps = use_batch_statistics(name, norms), common_eps(name, norms)
     weights, biases, means, variances = norm_tensors(norms, batch)

@@ -25,8 +25,7 @@ def batch_stats_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         zero = wide.sum(dims_of(x))  # of nothing: 0, still a function of x
         return zero, zero.clone()
-    var, mean = torch.var_mean(wide, dims_of(x), correction=0)
-    return mean, var
+    return wide.mean(dims_of(x)), wide.var(dims_of(x), correction=0)
 
 
 def batch_stats_backward(dmean: Tensor, dvar: Tensor, x: Tensor, mean: Tensor) -> Tensor:

@@ -82,7 +82,9 @@ def dense_block2d_backward(
     """The gradients of x and of the lists that `LEARNED` names, as torch derives them; they have derivatives too."""
     lists = {name: list(getattr(weights, name)) for name in LEARNED}
     with torch.enable_grad():
-        leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, *chain(*lists.values()))]
+        # Views, so that no weight is reached through x too, where x is a part of this function's own result.
+        given = (x, *chain(*lists.values()))
+        leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in given]
         x, rest = leaves[0], iter(leaves[1:])
         lists = {name: [next(rest) for _ in tensors] for name, tensors in lists.items()}
         y, _ = dense_block2d_forward(x, weights._replace(**lists), eps)

@@ -19,8 +19,8 @@ class Case:
     """One call of an op, from numbers only, so that its repr is all one needs to repeat it.
 
     sizes: n m k l for residual_chain; n m d h for dense_chain, d and h tuples with one size per block (h may be ());
-    n c h w for batch_stats; n c h w d b for dense_block2d, d and b tuples with one size per layer (b may be ()); n c h w
-    k m for bottleneck2d and basic_block2d.
+    n c h w for batch_stats; n c h w d b for dense_block2d, d and b tuples with one size per layer (b may be ());
+    n c h w k m for bottleneck2d and basic_block2d.
     absent: tensor arguments left out. options: passed on as they are. layout: how x, or the weights, lie in memory.
     """
 

@@ -90,6 +90,11 @@ def test_empty_batch(op, name):
                 assert all((value == 0).all() for value in results.values()), repr(one)
 
 
+def has_an_inner_pixel(one):
+    """What NaN times the zeros around an image is depends on the algorithm, in torch too; so they stay inside."""
+    return all(size >= 3 for shape in (one.shapes()["x"], one.y_shape) for size in shape[2:])
+
+
 @every_op
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity(op, value, two_threads):
@@ -97,7 +102,7 @@ def test_nan_and_infinity(op, value, two_threads):
 
     def change(leaves, gradients):
         x = leaves["x"].movedim(1, -1)
-        x[1].view(-1)[-1] = x[-1].view(-1)[0] = value
+        x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
 
     for one in sample_inputs(op):
         if one.sizes["n"] in (3, 49, 50) and one.layout in ("contiguous", "channels last"):
@@ -108,12 +113,13 @@ def test_nan_and_infinity(op, value, two_threads):
 @every_op
 def test_nan_in_weights_and_in_gradients(op):
     def change(leaves, gradients):
-        if len(leaves) > 1:
-            first_weight = leaves[list(leaves)[1]]
-            first_weight.view(-1)[-1] = float("nan")
-        gradients[0][gradients[0].shape[0] // 2 :, ..., -1] = float("nan")
+        for weight in list(leaves.values())[1:2]:
+            weight[tuple(size // 2 if i > 1 else -1 for i, size in enumerate(weight.shape))] = float("nan")
+        rows, *image = gradients[0].movedim(1, -1).shape[:-1] if gradients[0].dim() > 1 else (2,)
+        inner = tuple(size // 2 for size in image)
+        gradients[0][(slice(rows // 2, None), *[-1] * (gradients[0].dim() > 1), *inner)] = float("nan")
 
-    for one in sample_inputs(op)[8:24]:
+    for one in filter(has_an_inner_pixel, sample_inputs(op)[8:24]):
         what = f"{one!r} with NaN at the end of the first weight and of half of dy"
         check_kernels(partial(run, one, dtype=torch.float32, change=change), torch.float32, what)
 
