@@ -45,7 +45,8 @@ def channels_last(name: str, x: Tensor) -> Tensor:
     if is_rows_of_channels(x):
         return x
     if not torch.compiler.is_compiling():  # which has no size to write down
-        _backend.note(f"{name} is copied to channels-last memory, and the result back: {_megabytes(x)} each way or more")
+        cost = f"{_megabytes(x)} each way or more"
+        _backend.note(f"{name} is copied to channels-last memory, and the result back: {cost}")
     return x.contiguous(memory_format=torch.channels_last)
 
 
