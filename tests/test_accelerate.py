@@ -266,6 +266,7 @@ def test_dropout_that_the_op_does_not_know():
         assert any(re.search(rf"\({inside}\) in training; eval\(\) runs the op", reason) for reason in reasons)
 
 
+@pytest.mark.skipif(not FUSED, reason="without kernels a block's own forward runs, with its checkpoints")
 @pytest.mark.parametrize("make", [torchvision_densenet, timm_densenet])
 def test_memory_efficient(make):
     """Checkpointing is not needed; its second forward moved running statistics twice, now they move once."""
@@ -338,6 +339,32 @@ def test_compiled(name):
         torch.testing.assert_close(compiled(x), model(x), atol=1e-4, rtol=1e-4)
         compiled(x).sum().backward()
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_traced_and_exported():
+    """Export keeps the op; what records torch's own operators only gets those."""
+    model, x = small_model("authors"), images()
+    fast, y = fastnest.accelerate(model, inplace=False), model(x)
+    exported = torch.export.export(fast, (x,))
+    assert set(exported.state_dict) == set(model.state_dict())
+    assert not FUSED or any("fastnest" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), y, atol=1e-5, rtol=1e-5)
+    assert torch.equal(torch.jit.trace(fast, x)(x), y)
+    inside = nn.Sequential(fastnest.accelerate(dense_block()))
+    assert torch.equal(torch.fx.symbolic_trace(inside)(features()), dense_block()(features()))
+
+
+def test_classes_and_copies_made_from_an_accelerated_block():
+    """FSDP and parametrizations put a class before the block's; replicas of data parallelism are shallow copies."""
+    block, x = fastnest.accelerate(dense_block()), features()
+    shallow = copy.copy(block)
+    assert "replaced since" in why(shallow, x)
+    block.__class__ = type("Sharded", (type(block),), {})
+    assert runs_the_op(block, x) or not FUSED
+    assert runs_the_op(copy.deepcopy(block), x) or not FUSED
+    assert "not accelerated" in why(fastnest.restore(block), x)
+    assert runs_the_op(fastnest.accelerate(block), x) or not FUSED
 
 
 def test_nothing_but_the_class_changes():
@@ -478,7 +505,7 @@ CHANGES = {
     "dilated": (dilated, "another stride, padding or dilation"),
     "modes": (lambda block: block.denselayer2.train(), "some of its batch norms are in training and some in"),
     "eps": (with_value("denselayer1.norm1.eps", 1e-3), r"denselayer1\.norm2 was changed"),
-    "double": (lambda block: block.double(), "float64 is computed exactly"),
+    "double": (lambda block: block.double(), "float64 is computed exactly|cpp is not built"),
 }
 
 
@@ -589,9 +616,16 @@ def test_explain_before_and_after(capsys):
 
 
 def test_own_blocks_are_no_candidates():
-    block = fastnest.nn.DenseBlock2d(6, 4, 2)
-    assert type(fastnest.accelerate(block)) is fastnest.nn.DenseBlock2d
-    assert [row.kind for row in fastnest.explain(block, features()).rows] == ["DenseBlock2d"]
+    for block in (
+        fastnest.nn.DenseBlock2d(6, 4, 2),
+        fastnest.nn.Bottleneck2d(6, 4, 6),
+        fastnest.nn.BasicBlock2d(6, 4, 6),
+    ):
+        own = type(block)
+        assert type(fastnest.accelerate(block)) is own
+        assert [row.kind for row in fastnest.explain(block, features()).rows] == [own.__name__]
+    rows = fastnest.explain(fastnest.accelerate(fastnest.models.cifar("resnet_20", "standard", 10)), images()).rows
+    assert [(row.kind, row.runs) for row in rows] == [("Block", "basic_block2d float32")] * 9
 
 
 def test_distributed_data_parallel(tmp_path):

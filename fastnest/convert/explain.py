@@ -7,11 +7,11 @@ import torch
 from torch.nn import Module
 
 from .. import _backend
-from ..nn import DenseBlock2d, DenseChain, DenseGrowth, Residual, ResidualChain
-from .match import candidates
+from ..nn import DenseChain, DenseGrowth, Residual, ResidualChain
+from .match import candidates, is_ours
 from .swap import examine, plan_of, why_not
 
-OURS = (DenseBlock2d, DenseChain, DenseGrowth, Residual, ResidualChain)
+CHAINS = (DenseChain, DenseGrowth, Residual, ResidualChain)
 
 
 class ExplanationRow(NamedTuple):
@@ -58,7 +58,7 @@ def explain(model: Module, *inputs) -> Explanation:
     if not isinstance(model, Module):
         raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
     explanation, hooks = Explanation(), []
-    found = {name: module for name, module in model.named_modules() if isinstance(module, OURS)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, CHAINS) or is_ours(module)}
     found |= dict(candidates(model))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
@@ -85,7 +85,7 @@ class _Call:
     def begins(self, module: Module, args: tuple, kwargs: dict) -> None:
         if plan_of(module) is not None:
             self.reason = why_not(module, args, kwargs) or ""
-        elif not isinstance(module, OURS):
+        elif not (isinstance(module, CHAINS) or is_ours(module)):
             plan = examine(module)
             self.reason = plan if isinstance(plan, str) else f"{plan}: not accelerated, call fastnest.accelerate(model)"
         self.log.clear()  # of what examining ran, too

@@ -44,7 +44,9 @@ def channels_last(name: str, x: Tensor) -> Tensor:
     """x for a kernel, which reads rows of channels: itself, or a copy in channels-last memory."""
     if is_rows_of_channels(x):
         return x
-    _backend.note(f"{name} is copied to channels-last memory, and the result back: {_megabytes(x)} each way or more")
+    if not torch.compiler.is_compiling():  # which has no size to write down
+        cost = f"{_megabytes(x)} each way or more"
+        _backend.note(f"{name} is copied to channels-last memory, and the result back: {cost}")
     return x.contiguous(memory_format=torch.channels_last)
 
 
