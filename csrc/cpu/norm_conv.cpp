@@ -1,6 +1,7 @@
 // The links of image blocks: kernels per instruction set | how their bands are shared among threads.
 #include "cpu/norm_conv.h"
 
+#include <atomic>
 #include <cmath>
 #include <functional>
 
@@ -84,11 +85,12 @@ void run_forward(const NormConv& given, const NormConvForward& io, float* mean, 
     for (int64_t i = begin; i < end; ++i) FASTNEST_RUN(pack_forward, conv, plan.panels[i], packed);
   };
   if (plan.shares() > 1) in_parts(plan.panels.size(), members, pack);
+  // Nothing depends on who computes a band: whoever is free takes the next one.
+  std::vector<std::atomic<int64_t>> next(plan.groups());
   on_threads(members, [&](int64_t member) {
-    const int64_t group = member / plan.shares(), share = member % plan.shares();
-    const int64_t first = plan.group_begin[group], end = plan.group_begin[group + 1];
+    const int64_t group = member / plan.shares(), first = plan.group_begin[group], end = plan.group_begin[group + 1];
     if (plan.shares() == 1) pack(first, end);
-    for (int64_t b = plan.share_begin[share]; b < plan.share_begin[share + 1]; ++b)
+    for (int64_t b = next[group]++; b < count; b = next[group]++)
       FASTNEST_RUN(norm_conv_forward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
                    mean ? moments + 3 * b * conv.o : nullptr, work + member * each);
   });

@@ -114,7 +114,7 @@ struct Counts {
 };
 
 // Writes a panel's channels of the band, and where wanted their mean and sum of squared deviations from it.
-template <class T, int kV>
+template <class T, int kV, bool kMoments>
 static void finish_panel(const NormConv& conv, const NormConvForward& io, const Band& band, const Panel& panel,
                          const float* sums, float* moments) {
   const Counts<kV> counts(panel, conv.o);
@@ -132,10 +132,11 @@ static void finish_panel(const NormConv& conv, const NormConvForward& io, const 
       if (io.dropout.data) value *= load_first(part(io.dropout, p, v), counts.of[v]);
       if (io.residual.data) value += load_first(part(io.residual, p, v), counts.of[v]);
       store_first(part(conv.target, p, v), value, counts.of[v]);
+      if (!kMoments) continue;
       values[v].run += round_to<T>(value);
       close_run(values[v], p);
     }
-  if (!moments) return;
+  if (!kMoments) return;
   const Vec share = broadcast(1.0f / (float)band.pixels());
   Deviations deviations[kV];
   for (int v = 0; v < kV; ++v) deviations[v] = deviations_about(values[v], share);
@@ -162,7 +163,9 @@ static void forward_band(const NormConv& conv, const NormConvForward& io, const 
     p.b_step = panels[i].vectors * kLanes;
     block_product<Number>(p, panels[i].vectors);
     with_vectors(panels[i].vectors, [&](auto vectors) {
-      finish_panel<T, decltype(vectors)::value>(conv, io, band, panels[i], room.sums, moments);
+      constexpr int kV = decltype(vectors)::value;
+      if (moments) finish_panel<T, kV, true>(conv, io, band, panels[i], room.sums, moments);
+      else finish_panel<T, kV, false>(conv, io, band, panels[i], room.sums, moments);
     });
   }
 }
