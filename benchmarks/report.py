@@ -8,7 +8,7 @@ from fastnest._optional import optional
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-PEERS = ("eager", "in-place", "compile", "max-autotune")
+PEERS = ("eager", "nchw", "in-place", "memory-efficient", "compile", "max-autotune", "frozen")
 TITLES = {"forward": "forward, no grad", "train": "training step (forward, backward, every gradient)"}
 
 

@@ -1,0 +1,122 @@
+"""Image networks and blocks, accelerated in one line, against the same modules in plain torch.
+
+bfloat16 is autocast over float32 parameters. Training counts the gradients of all parameters, not of the images.
+"""
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastnest
+from fastnest.benchmarks import plain_images
+from fastnest.benchmarks.contest import Case, Form, Problem
+
+DENSENETS, RESNETS = tuple(plain_images.DENSENETS), tuple(plain_images.RESNETS)
+SUBJECTS = (*DENSENETS, *RESNETS, "bottleneck block")
+CLASSES = {"DenseNet-121": 1000}
+PIXELS = {"DenseNet-121": 224}
+
+FORWARD = ("eager", "nchw", "compile", "frozen")
+TRAIN = ("eager", "nchw", "compile")
+DENSE_TRAIN = (*TRAIN, "memory-efficient")
+BLOCKS = ((56, 256, 64), (14, 1024, 256))  # pixels, channels, bottleneck
+
+# subject, mode, dtype, images, peers, whether in the two-minute subset
+LINES = (
+    *((name, "forward", dtype, n, FORWARD, False)
+      for name in DENSENETS for dtype in ("float32", "bfloat16") for n in (1, 8, 64)),
+    *(("DenseNet-121", "train", dtype, 8, DENSE_TRAIN, False) for dtype in ("float32", "bfloat16")),
+    ("DenseNet-121", "train", "float32", 1, DENSE_TRAIN, False),
+    *(("DenseNet-BC-100-12", "train", dtype, n, DENSE_TRAIN, n == 8 and dtype == "float32")
+      for dtype in ("float32", "bfloat16") for n in (8, 64)),
+    *(("WRN-16-8", mode, dtype, 8, FORWARD if mode == "forward" else TRAIN, False)
+      for mode in ("forward", "train") for dtype in ("float32", "bfloat16")),
+    *(("ResNet-110", mode, "float32", 64, FORWARD if mode == "forward" else TRAIN, False)
+      for mode in ("forward", "train")),
+)  # fmt: skip
+
+
+def cases() -> list[Case]:
+    models = [
+        Case(subject, mode, dtype, {"n": n, "px": PIXELS.get(subject, 32)}, peers, quick)
+        for subject, mode, dtype, n, peers, quick in LINES
+    ]
+    blocks = [
+        Case(SUBJECTS[-1], mode, dtype, {"n": 8, "px": px, "c": c, "k": k}, FORWARD if mode == "forward" else TRAIN)
+        for mode in ("forward", "train")
+        for dtype in ("float32", "bfloat16")
+        for px, c, k in BLOCKS
+    ]
+    return [*models, *blocks]
+
+
+def build(case: Case, memory_efficient: bool = False) -> torch.nn.Module:
+    """The network with random weights, running statistics those of a few random images."""
+    torch.manual_seed(0)
+    if case.subject in DENSENETS:
+        model = plain_images.densenet(case.subject, CLASSES.get(case.subject, 10), memory_efficient)
+    elif case.subject in RESNETS:
+        model = plain_images.resnet(case.subject, 10)
+    else:
+        model = plain_images.Bottleneck(case.sizes["c"], case.sizes["k"])
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(norm.weight, 1, 0.1)
+            torch.nn.init.normal_(norm.bias, 0, 0.1)
+            norm.momentum = 1.0
+    with torch.no_grad():
+        model(images(case, 2))
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 0.1
+    return model.train(case.mode == "train")
+
+
+def images(case: Case, n: int) -> torch.Tensor:
+    px = case.sizes["px"]
+    return torch.randn(n, case.sizes.get("c", 3), px, px, generator=torch.Generator().manual_seed(0))
+
+
+def form(case: Case, model: torch.nn.Module, x: torch.Tensor) -> Form:
+    """The model on x; autocast where the case is of bfloat16."""
+
+    def call(x, *parameters):
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            return model(x)
+
+    return Form(call, [x, *model.parameters()])
+
+
+def exact(case: Case, model: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+    """The output, or the gradients of all parameters, in float64."""
+    wide = copy.deepcopy(model).double()
+    y = wide(x.double())
+    return [y] if case.mode == "forward" else list(torch.autograd.grad(y, list(wide.parameters()), dy.double()))
+
+
+def problem(case: Case) -> Problem:
+    model, x = build(case), images(case, case.sizes["n"])
+    last = x.contiguous(memory_format=torch.channels_last)
+    forms = {
+        "fastnest": form(case, fastnest.accelerate(model, inplace=False), last),
+        "eager": form(case, copy.deepcopy(model).to(memory_format=torch.channels_last), last),
+        "nchw": form(case, copy.deepcopy(model), x),
+    }
+    if "memory-efficient" in case.peers:
+        efficient = build(case, memory_efficient=True).to(memory_format=torch.channels_last)
+        forms["memory-efficient"] = form(case, efficient, last)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        y = model(x[:1])
+    flops = counter.get_total_flops() * case.sizes["n"]
+    parameters = sum(p.nbytes for p in model.parameters())
+    return Problem(
+        forms=forms,
+        flops=flops * (3 if case.mode == "train" else 1),
+        bytes=parameters + x.nbytes + y.nbytes * case.sizes["n"],
+        exact=lambda dy: exact(case, model, x, dy),
+    )
+
+
+def bench_images(benchmark, contestant):
+    benchmark(contestant)
