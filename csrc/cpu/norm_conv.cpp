@@ -74,15 +74,17 @@ void run_forward(const NormConv& given, const NormConvForward& io, float* mean, 
   const Plan plan = plan_of({conv.o, conv.c, conv.taps(), conv.target_pixels(), 1, 0},
                             band_pixels(read, conv.kernel, conv.width), threads_for(conv.flops()), lanes);
   const int64_t count = plan.bands.size(), members = plan.groups() * plan.shares();
-  const int64_t weights = ceil_div(conv.o, lanes.vector) * lanes.vector * read * conv.taps();
+  const int64_t vector = lanes.vector * read * conv.taps(), weights = ceil_div(conv.o, lanes.vector) * vector;
   const int64_t each =
       most_scratch(plan.bands, [&](const Band& band) { return FASTNEST_RUN(forward_scratch, conv, band); });
   Scratch scratch(weights + members * each + (mean ? 3 * count * conv.o : 0));
   float *const packed = scratch.data(), *const work = packed + weights, *const moments = work + members * each;
   NormConvForward run = io;
   run.packed = packed;
+  const bool alone = plan.shares() == 1 && count == 1;
   const auto pack = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) FASTNEST_RUN(pack_forward, conv, plan.panels[i], packed);
+    for (int64_t i = begin; i < end && !alone; ++i)
+      FASTNEST_RUN(pack_forward, conv, plan.panels[i], packed + plan.panels[i].vector * vector);
   };
   if (plan.shares() > 1) in_parts(plan.panels.size(), members, pack);
   // Nothing depends on who computes a band: whoever is free takes the next one.
@@ -91,7 +93,7 @@ void run_forward(const NormConv& given, const NormConvForward& io, float* mean, 
     const int64_t group = member / plan.shares(), first = plan.group_begin[group], end = plan.group_begin[group + 1];
     if (plan.shares() == 1) pack(first, end);
     for (int64_t b = next[group]++; b < count; b = next[group]++)
-      FASTNEST_RUN(norm_conv_forward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
+      FASTNEST_RUN(norm_conv_forward, conv, run, plan.bands[b], plan.panels.data() + first, end - first, alone,
                    mean ? moments + 3 * b * conv.o : nullptr, work + member * each);
   });
   if (mean) combine(moments, count, conv.o, [&](int64_t b) { return plan.bands[b].pixels(); }, mean, var);
@@ -116,10 +118,12 @@ void run_backward(const NormConv& given, const NormConvBackward& io, void* dweig
     return direct && share == 0 ? static_cast<float*>(dweight) : gradients + share * own;
   };
   NormConvBackward run = io;
-  run.packed = direct ? static_cast<const float*>(conv.weight) : packed;
+  run.packed = direct ? static_cast<float*>(const_cast<void*>(conv.weight)) : packed;
+  const bool alone = plan.shares() == 1 && count == 1;
   const auto pack = [&](int64_t begin, int64_t end) {
-    if (direct) return;
-    for (int64_t i = begin; i < end; ++i) FASTNEST_RUN(pack_backward, conv, plan.panels[i], packed);
+    for (int64_t i = begin; i < end && !direct && !alone; ++i)
+      FASTNEST_RUN(pack_backward, conv, plan.panels[i],
+                   packed + plan.panels[i].vector * lanes.vector * read * conv.taps());
   };
   // Panels [begin, end) of everyone's sums in the first one's place, then as a gradient.
   const auto close = [&](int64_t begin, int64_t end) {
@@ -137,7 +141,7 @@ void run_backward(const NormConv& given, const NormConvBackward& io, void* dweig
           for (int64_t j = 0; j < floats; ++j) to[j] += other[j];
         }
       }
-      if (!direct) FASTNEST_RUN(unpack, conv, gradients, panel, dweight);
+      if (!direct) FASTNEST_RUN(unpack, conv, gradients + from, panel, dweight);
     }
   };
   if (plan.shares() > 1) in_parts(plan.panels.size(), members, pack);
@@ -146,9 +150,10 @@ void run_backward(const NormConv& given, const NormConvBackward& io, void* dweig
     const int64_t first = plan.group_begin[group], end = plan.group_begin[group + 1];
     if (plan.shares() == 1) pack(first, end);
     for (int64_t b = plan.share_begin[share]; b < plan.share_begin[share + 1]; ++b)
-      FASTNEST_RUN(norm_conv_backward, conv, run, plan.bands[b], plan.panels.data() + first, end - first,
-                   b > plan.share_begin[share], gradients_of(share), sums + 2 * b * conv.c, work + member * each);
-    if (plan.shares() == 1) close(first, end);
+      FASTNEST_RUN(norm_conv_backward, conv, run, plan.bands[b], plan.panels.data() + first, end - first, alone,
+                   b > plan.share_begin[share], gradients_of(share), dweight, sums + 2 * b * conv.c,
+                   work + member * each);
+    if (plan.shares() == 1 && !alone) close(first, end);
   });
   if (plan.shares() > 1) in_parts(plan.panels.size(), members, close);
   std::vector<double> total(2 * conv.c, 0.0);

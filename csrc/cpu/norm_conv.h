@@ -41,9 +41,9 @@ struct NormConv {
 };
 
 struct NormConvForward {
-  const float* packed;  // weights as pack_forward leaves them
-  Pixels residual;      // added to the target, data null: nothing
-  Pixels dropout;       // the target is multiplied by it, data null: by nothing
+  float* packed;    // weights as pack_forward leaves them
+  Pixels residual;  // added to the target, data null: nothing
+  Pixels dropout;   // the target is multiplied by it, data null: by nothing
 };
 
 // The gradient of an image: d + slope (value - mean) + offset, where a batch norm has read the image and its share is
@@ -55,7 +55,7 @@ struct Gradient {
 };
 
 struct NormConvBackward {
-  const float* packed;  // weights as pack_backward leaves them
+  float* packed;  // weights as pack_backward leaves them
   Gradient target;
   Pixels dropout;     // as in the forward
   Pixels shortcut;    // element type of the op: what else is added to the source's gradient; data null: nothing

@@ -215,7 +215,7 @@ static void add_weight_gradient(const NormConv& conv, const Band& band, const fl
 // The tile's rows, then for every panel: the gradient of the activations, of the source, of the weights.
 template <class T, class D, class Number>
 static void backward_band(const NormConv& conv, const NormConvBackward& io, const Band& band, const Panel* panels,
-                          int64_t count, bool add, float* dweight, float* sums, float* scratch) {
+                          int64_t count, bool alone, bool add, float* dweight, void* out, float* sums, float* scratch) {
   const int64_t inner = lanes_of<Number>(conv.o), positions = backward_positions(conv, band), taps = conv.taps();
   const bool direct = lies_packed(conv);
   const Room room(scratch, band.pixels(), kPanelVectors);
@@ -232,25 +232,31 @@ static void backward_band(const NormConv& conv, const NormConvBackward& io, cons
                                                        alignof(Segment) * alignof(Segment));
   for (int64_t i = 0; i < count; ++i) {
     const Panel& panel = panels[i];
-    const int64_t width = panel.vectors * kLanes, first = panel.vector * kLanes, row = direct ? conv.c : width;
-    convolve_back<Number>(conv, band, room, io.packed + (direct ? first : first * inner * taps), row, panel.vectors);
+    const int64_t row = direct ? conv.c : panel.vectors * kLanes;
+    const int64_t place = (direct ? panel.vector : place_of(panel, panels[0], alone) * taps) * kLanes;
+    float *const packed = io.packed + place * (direct ? 1 : inner), *const own =
+                                                                        dweight + place * (direct ? 1 : conv.o);
+    if (alone && !direct) pack_backward_as<T, Number>(conv, panel, packed);
+    convolve_back<Number>(conv, band, room, packed, row, panel.vectors);
     with_vectors(panel.vectors, [&](auto vectors) {
       pull_back_panel<T, Number, decltype(vectors)::value>(conv, io, band, panel, room.sums, sums);
     });
-    add_weight_gradient<Number>(conv, band, outer, room.sums, panel.vectors, segments, add,
-                                dweight + (direct ? first : first * conv.o * taps), row);
+    add_weight_gradient<Number>(conv, band, outer, room.sums, panel.vectors, segments, add, own, row);
+    if (alone && !direct) unpack_as(conv, own, panel, static_cast<T*>(out));
   }
 }
 
-// dweight: sums of this thread in the layout of the packed weights, added to or set; sums: of this band, [2][c].
+// dweight: sums of this thread in the layout of the packed weights, added to or set, in the end `out`; sums: of
+// this band, [2][c].
 static void norm_conv_backward(const NormConv& conv, const NormConvBackward& io, const Band& band, const Panel* panels,
-                               int64_t count, bool add, float* dweight, float* sums, float* scratch) {
+                               int64_t count, bool alone, bool add, float* dweight, void* out, float* sums,
+                               float* scratch) {
   with_types(conv.element, conv.stride == 1, [&](auto element, auto number) {
     using T = decltype(element);
     using Number = decltype(number);
     if (io.target.element == Element::kFloat32)
-      backward_band<T, float, Number>(conv, io, band, panels, count, add, dweight, sums, scratch);
-    else backward_band<T, T, Number>(conv, io, band, panels, count, add, dweight, sums, scratch);
+      backward_band<T, float, Number>(conv, io, band, panels, count, alone, add, dweight, out, sums, scratch);
+    else backward_band<T, T, Number>(conv, io, band, panels, count, alone, add, dweight, out, sums, scratch);
   });
 }
 

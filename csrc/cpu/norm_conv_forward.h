@@ -148,7 +148,7 @@ static void finish_panel(const NormConv& conv, const NormConvForward& io, const 
 
 template <class T, class Number>
 static void forward_band(const NormConv& conv, const NormConvForward& io, const Band& band, const Panel* panels,
-                         int64_t count, float* moments, float* scratch) {
+                         int64_t count, bool alone, float* moments, float* scratch) {
   const int64_t inner = lanes_of<Number>(conv.c), taps = conv.taps();
   int64_t tap_at[kMostTaps], b_at[kMostTaps];
   for (int64_t tap = 0; tap < taps; ++tap)
@@ -159,7 +159,9 @@ static void forward_band(const NormConv& conv, const NormConvForward& io, const 
   p.a = room.tile, p.a_at = room.a_at, p.c_at = room.c_at, p.tap_at = tap_at, p.b_at = b_at, p.c = room.sums;
   p.rows = (int)band.pixels(), p.taps = (int)taps, p.steps = (int)inner;
   for (int64_t i = 0; i < count; ++i) {
-    p.b = io.packed + panels[i].vector * kLanes * inner * taps;
+    float* const packed = io.packed + place_of(panels[i], panels[0], alone) * kLanes * inner * taps;
+    if (alone) pack_forward_as<T, Number>(conv, panels[i], packed);
+    p.b = packed;
     p.b_step = panels[i].vectors * kLanes;
     block_product<Number>(p, panels[i].vectors);
     with_vectors(panels[i].vectors, [&](auto vectors) {
@@ -171,8 +173,8 @@ static void forward_band(const NormConv& conv, const NormConvForward& io, const 
 }
 
 static void norm_conv_forward(const NormConv& conv, const NormConvForward& io, const Band& band, const Panel* panels,
-                              int64_t count, float* moments, float* scratch) {
+                              int64_t count, bool alone, float* moments, float* scratch) {
   with_types(conv.element, true, [&](auto element, auto number) {
-    forward_band<decltype(element), decltype(number)>(conv, io, band, panels, count, moments, scratch);
+    forward_band<decltype(element), decltype(number)>(conv, io, band, panels, count, alone, moments, scratch);
   });
 }

@@ -50,19 +50,17 @@ static void pack_rows(const T* weight, int64_t rows, int64_t channels, int64_t t
 }
 
 template <class T, class Number>
-static void pack_forward_as(const NormConv& conv, const Panel& panel, float* packed) {
+static void pack_forward_as(const NormConv& conv, const Panel& panel, float* to) {
   const int64_t taps = conv.taps();
-  float* const to = packed + panel.vector * kLanes * lanes_of<Number>(conv.c) * taps;
   if constexpr (Number::kPerLane == 2)
     if (taps == 1 && conv.c % 2 == 0)  // neighbours lie in memory as in a lane
       return pack_rows<float, Float32>(static_cast<const float*>(conv.weight), conv.o, conv.c / 2, 1, panel, to);
   pack_rows<T, Number>(static_cast<const T*>(conv.weight), conv.o, conv.c, taps, panel, to);
 }
 
-static void pack_forward(const NormConv& conv, const Panel& panel, float* packed) {
-  with_types(conv.element, true, [&](auto element, auto number) {
-    pack_forward_as<decltype(element), decltype(number)>(conv, panel, packed);
-  });
+static void pack_forward(const NormConv& conv, const Panel& panel, float* to) {
+  with_types(conv.element, true,
+             [&](auto element, auto number) { pack_forward_as<decltype(element), decltype(number)>(conv, panel, to); });
 }
 
 // weight [o][c .. c + kLanes][tap] as a vector for every tap.
@@ -94,9 +92,8 @@ FASTNEST_INLINE void taps_of(const NormConv& conv, int64_t o, int64_t c, Vec (&o
 }
 
 template <class T, class Number>
-static void pack_backward_as(const NormConv& conv, const Panel& panel, float* packed) {
+static void pack_backward_as(const NormConv& conv, const Panel& panel, float* to) {
   const int64_t taps = conv.taps(), inner = lanes_of<Number>(conv.o), width = panel.vectors * kLanes;
-  float* const to = packed + panel.vector * kLanes * inner * taps;
   for (int64_t i = 0; i < inner; ++i)
     for (int v = 0; v < panel.vectors; ++v) {
       Vec first[kTapVectors * kLanes], second[kTapVectors * kLanes];
@@ -111,9 +108,9 @@ static void pack_backward_as(const NormConv& conv, const Panel& panel, float* pa
     }
 }
 
-static void pack_backward(const NormConv& conv, const Panel& panel, float* packed) {
+static void pack_backward(const NormConv& conv, const Panel& panel, float* to) {
   with_types(conv.element, conv.stride == 1, [&](auto element, auto number) {
-    pack_backward_as<decltype(element), decltype(number)>(conv, panel, packed);
+    pack_backward_as<decltype(element), decltype(number)>(conv, panel, to);
   });
 }
 
@@ -121,13 +118,12 @@ static void pack_backward(const NormConv& conv, const Panel& panel, float* packe
 template <class T>
 static void unpack_as(const NormConv& conv, const float* sums, const Panel& panel, T* out) {
   const int64_t taps = conv.taps(), width = panel.vectors * kLanes;
-  const float* const from = sums + panel.vector * kLanes * conv.o * taps;
   for (int64_t o = 0; o < conv.o; ++o)
     for (int v = 0; v < panel.vectors; ++v) {
       const int64_t c = (panel.vector + v) * kLanes, count = std::min<int64_t>(conv.c - c, kLanes);
       if (count <= 0) break;
       T* const to = out + (o * conv.c + c) * taps;
-      const float* const source = from + o * width + v * kLanes;
+      const float* const source = sums + o * width + v * kLanes;
       if (taps == 1) {
         store_first(to, load(source), (int)count);
         continue;

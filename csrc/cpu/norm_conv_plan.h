@@ -77,6 +77,12 @@ struct Work {
   double shared;                        // cycles per vector of weights for each share beyond the first
 };
 
+// Where a panel's weights are packed, in vectors of channels. A thread that has its panels to itself and all pixels in
+// one band packs each when it comes to it, in the place of the one before: that place stays in cache.
+inline int64_t place_of(const Panel& panel, const Panel& begin, bool alone) {
+  return alone ? begin.vector : panel.vector;
+}
+
 constexpr double kBarrierCycles = 8000;  // another region of threads
 constexpr double kTileCycles = 4;        // to make a vector of the tile
 
