@@ -64,7 +64,9 @@ def densenet(name: str, classes: int, memory_efficient: bool = False) -> torch.n
         if i < len(blocks) - 1:
             parts += [torch.nn.Conv2d(channels, channels // 2, 1, bias=False), torch.nn.AvgPool2d(2)]
             channels //= 2
-    return torch.nn.Sequential(*parts, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, classes))
+    return torch.nn.Sequential(
+        *parts, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, classes)
+    )
 
 
 class BasicBlock(torch.nn.Module):
