@@ -66,4 +66,5 @@ def norm_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
 
 def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Vectors of a batch norm as a kernel takes them: float32 and contiguous."""
-    return [t.to(torch.float32).contiguous() for t in tensors]
+    # Looking costs a third of a call that has nothing to do.
+    return [t if t.dtype is torch.float32 and t.is_contiguous() else t.to(torch.float32).contiguous() for t in tensors]
