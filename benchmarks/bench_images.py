@@ -24,12 +24,14 @@ BLOCKS = ((56, 256, 64), (14, 1024, 256))  # pixels, channels, bottleneck
 
 # subject, mode, dtype, images, peers, whether in the two-minute subset
 LINES = (
-    *((name, "forward", dtype, n, FORWARD, False)
-      for name in DENSENETS for dtype in ("float32", "bfloat16") for n in (1, 8, 64)),
-    *(("DenseNet-121", "train", dtype, 8, DENSE_TRAIN, False) for dtype in ("float32", "bfloat16")),
-    ("DenseNet-121", "train", "float32", 1, DENSE_TRAIN, False),
-    *(("DenseNet-BC-100-12", "train", dtype, n, DENSE_TRAIN, n == 8 and dtype == "float32")
-      for dtype in ("float32", "bfloat16") for n in (8, 64)),
+    *(("DenseNet-121", "forward", "float32", n, FORWARD, False) for n in (8, 1, 64)),
+    ("DenseNet-121", "forward", "bfloat16", 8, FORWARD, False),
+    *(("DenseNet-121", "train", "float32", n, DENSE_TRAIN, False) for n in (8, 1)),
+    ("DenseNet-121", "train", "bfloat16", 8, DENSE_TRAIN, False),
+    *(("DenseNet-BC-100-12", "forward", "float32", n, FORWARD, False) for n in (1, 8, 64)),
+    ("DenseNet-BC-100-12", "forward", "bfloat16", 64, FORWARD, False),
+    *(("DenseNet-BC-100-12", "train", "float32", n, DENSE_TRAIN, n == 8) for n in (1, 8, 64)),
+    ("DenseNet-BC-100-12", "train", "bfloat16", 64, DENSE_TRAIN, False),
     *(("WRN-16-8", mode, dtype, 8, FORWARD if mode == "forward" else TRAIN, False)
       for mode in ("forward", "train") for dtype in ("float32", "bfloat16")),
     *(("ResNet-110", mode, "float32", 64, FORWARD if mode == "forward" else TRAIN, False)

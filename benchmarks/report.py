@@ -1,6 +1,7 @@
 """Tables and plots from a benchmark JSON; the README's figures are these, between its markers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -12,14 +13,12 @@ PEERS = ("eager", "nchw", "in-place", "memory-efficient", "compile", "max-autotu
 TITLES = {"forward": "forward, no grad", "train": "training step (forward, backward, every gradient)"}
 
 
-def load(path: Path | None) -> dict:
-    """The JSON at path; without one, the newest that is shipped."""
-    if path is None:
-        shipped = sorted(RESULTS.glob("*.json"), key=lambda p: json.loads(p.read_text())["date"])
-        if not shipped:
-            raise FileNotFoundError("no results are shipped; `fastnest bench --full` makes them")
-        path = shipped[-1]
-    return json.loads(Path(path).read_text())
+def load(paths: Sequence[Path]) -> list[dict]:
+    """The JSONs at paths; without any, all that are shipped, the oldest first."""
+    results = [json.loads(Path(path).read_text()) for path in paths or RESULTS.glob("*.json")]
+    if not results:
+        raise FileNotFoundError("no results are shipped; `fastnest bench --full` makes them")
+    return results if paths else sorted(results, key=lambda result: result["date"])
 
 
 def ratios(row: dict) -> dict[str, float]:
@@ -34,10 +33,13 @@ def share(row: dict, condition: dict) -> float:
     return row["flops"] / row["median_us"]["fastnest"] * 1e-3 / condition["peak_gflops"][row["dtype"]]
 
 
-def memory_ratio(row: dict) -> float | None:
-    """How many times more torch.compile (eager where it did not run) allocates in a training step."""
-    peer = row["memory"].get("compile", row["memory"].get("eager"))
-    return peer / max(row["memory"]["fastnest"], 1) if row["memory"] else None
+# Peers that a training step's memory is compared with, in the order of the columns.
+MEMORY_PEERS = ("eager", "memory-efficient", "compile")
+
+
+def memory_ratio(row: dict, peer: str) -> float | None:
+    """Share of what a peer allocates in a training step that fastnest does; None where that was not measured."""
+    return row["memory"]["fastnest"] / row["memory"][peer] if row["memory"].get(peer) else None
 
 
 def time_text(microseconds: float) -> str:
@@ -62,7 +64,8 @@ def table(result: dict, subject: str, mode: str, dtype: str) -> str:
         return ""
     letters = list(by_name[0][names[0]]["sizes"])
     peers = [peer for peer in PEERS if any(peer in rows[name]["median_us"] for rows in by_name for name in names)]
-    memory = ["memory", "of compile's"] if mode == "train" else []
+    held = [peer for peer in MEMORY_PEERS if any(peer in by_name[0][name]["memory"] for name in names)]
+    memory = ["memory", *(f"of {peer}'s" for peer in held)] if mode == "train" else []
     head = [
         *(letter.upper() for letter in letters),
         "fastnest",
@@ -80,7 +83,8 @@ def table(result: dict, subject: str, mode: str, dtype: str) -> str:
         cells += [_both([one.get(peer) for one in faster], ".2f") for peer in peers]
         cells.append(f"**{_both([one['best'] for one in faster], '.2f')}**")
         if memory:
-            cells += [f"{rows[0]['memory']['fastnest'] / 2**20:.2f} MiB", f"1/{memory_ratio(rows[0]):.1f}"]
+            cells.append(f"{rows[0]['memory']['fastnest'] / 2**20:.2f} MiB")
+            cells += [_both([memory_ratio(rows[0], peer)], ".2f") for peer in held]
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -105,9 +109,10 @@ def heading(result: dict) -> str:
         f"{'+changes' if versions['commit'].endswith('+changes') else ''}, {result['date'][:10]}. Every cell is "
         f"{' / '.join(name.replace('_', ' ') for name in conditions)}. Measured in the same run: {peaks}.\n\n"
         "Times are medians of interleaved rounds; `x eager` is eager's time over fastnest's, `best` the fastest peer. "
-        "In-place is `addmm_` (residual) or `addmm(out=)` into one buffer (dense). Memory is the peak that torch's "
-        "allocator holds in a training step beyond weights, gradients and input, as a share of compile's (of eager's "
-        "where compile was not run)."
+        "In-place is `addmm_` (residual) or `addmm(out=)` into one buffer (dense). Of images, eager and compile run in "
+        "channels-last memory, nchw is eager in the other, memory-efficient is checkpointed, and frozen is "
+        "`torch.compile` with frozen weights and max-autotune. Memory is the peak that torch's allocator holds in a "
+        "training step beyond weights, gradients and input, and its share of the peers'."
     )
 
 
@@ -144,13 +149,14 @@ def markdown(result: dict) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def rewrite(path: Path, result: dict) -> None:
+def rewrite(path: Path, results: Sequence[dict]) -> None:
     """Replaces what stands between the markers of the file."""
     text = Path(path).read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"report: {path} must contain {BEGIN} and {END}")
     before, rest = text.split(BEGIN, 1)
-    Path(path).write_text(f"{before}{BEGIN}\n\n{markdown(result)}\n{END}{rest.split(END, 1)[1]}")
+    tables = "\n".join(map(markdown, results))
+    Path(path).write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{rest.split(END, 1)[1]}")
 
 
 def plot(result: dict, path: Path) -> Path:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -36,8 +37,8 @@ BUDGET = {True: 1.2, False: 0.8}  # seconds of timing a case; slow cases take at
 
 
 def cases(full: bool, only: str = "") -> list[contest.Case]:
-    every = [case for module in FILES.values() for case in module.cases()]
-    return [case for case in every if (full or case.quick) and only in case.name]
+    every = [(name, case) for name, module in FILES.items() for case in module.cases()]
+    return [case for name, case in every if (full or case.quick) and re.search(only, f"{name} {case.name}")]
 
 
 def problem(case: contest.Case) -> contest.Problem:
@@ -148,8 +149,8 @@ def child(names: list[str], full: bool, path: Path) -> None:
     path.write_text(json.dumps(result))
 
 
-def run(out: Path | None, *, full: bool, only: str = "") -> dict:
-    """Runs the chosen cases under both conditions; writes the JSON (of a full run by default in results/)."""
+def run(out: Path | None, *, full: bool, only: str = "", conditions: Sequence[str] = CONDITIONS) -> dict:
+    """Runs the chosen cases under the conditions; writes the JSON (of a full run by default in results/)."""
     optional("tqdm", "bench")
     import fastnest
 
@@ -167,7 +168,7 @@ def run(out: Path | None, *, full: bool, only: str = "") -> dict:
         "conditions": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        for condition in CONDITIONS:
+        for condition in conditions:
             environment = condition_of(dict(os.environ), condition, Path(folder))
             if environment is None:
                 print("fair: skipped, no C compiler for the stub (set CC)", file=sys.stderr)

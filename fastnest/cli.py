@@ -48,7 +48,8 @@ def bench(arguments: argparse.Namespace) -> int:
     """Runs the benchmarks, as shipped and fair, writes the JSON and prints its tables."""
     from .benchmarks import report, run
 
-    result = run.run(arguments.out, full=arguments.full, only=arguments.only)
+    conditions = [arguments.condition] if arguments.condition else run.CONDITIONS
+    result = run.run(arguments.out, full=arguments.full, only=arguments.only, conditions=conditions)
     print(report.markdown(result))
     return 0 if run.complete(result) else 1
 
@@ -57,14 +58,14 @@ def report(arguments: argparse.Namespace) -> int:
     """Prints the tables of a benchmark JSON; with --plot draws it, with --readme rewrites a file's figures."""
     from .benchmarks import report
 
-    result = report.load(arguments.json)
+    results = report.load(arguments.json)
     if arguments.readme:
-        report.rewrite(arguments.readme, result)
+        report.rewrite(arguments.readme, results)
         print(f"figures of {arguments.readme} rewritten")
     if arguments.plot:
-        print(f"plot: {report.plot(result, arguments.plot)}")
+        print(f"plot: {report.plot(results[-1], arguments.plot)}")
     if not (arguments.readme or arguments.plot):
-        print(report.markdown(result))
+        print(*map(report.markdown, results), sep="\n")
     return 0
 
 
@@ -135,11 +136,12 @@ def parser() -> argparse.ArgumentParser:
 
     one = command(bench)
     one.add_argument("--full", action="store_true", help="every shape: on 2 cores 25 minutes, not 2")
-    one.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    one.add_argument("--only", default="", metavar="REGEX", help="only cases whose file and name match")
+    one.add_argument("--condition", choices=("as_shipped", "fair"), help="only this one (default: both)")
     one.add_argument("--out", type=Path, metavar="JSON", help="where to write (--full: results/<machine>.json)")
 
     one = command(report)
-    one.add_argument("json", type=Path, nargs="?", help="a file `fastnest bench` wrote (default: the one shipped)")
+    one.add_argument("json", type=Path, nargs="*", help="files `fastnest bench` wrote (default: those shipped)")
     one.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios into this file")
     one.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables between this file's markers")
 

@@ -31,4 +31,26 @@ ResidualBlock2dGradients residual_block2d_backward(const std::optional<Tensor>& 
                                                    const std::optional<Tensor>& dfeatures, const Tensor& x,
                                                    const List& hidden, const ResidualBlock2d& block, bool training);
 
+// The same as the schemas list their arguments, of a kind of block whose convolution kStrided has the stride.
+template <size_t kStrided>
+ResidualBlock2dOutputs registered_forward(Tensor x, List conv, List conv_bias, List norm_weight, List norm_bias,
+                                          List norm_mean, List norm_var, std::optional<Tensor> projection,
+                                          std::optional<Tensor> projection_bias, int64_t stride, double eps,
+                                          bool features, bool save) {
+  const ResidualBlock2d block{conv,       conv_bias,       norm_weight, norm_bias, norm_mean, norm_var,
+                              projection, projection_bias, kStrided,    stride,    eps};
+  return residual_block2d_forward(x, block, features, save);
+}
+
+template <size_t kStrided>
+ResidualBlock2dGradients registered_backward(std::optional<Tensor> dy, std::optional<Tensor> dfeatures, Tensor x,
+                                             List hidden, List conv, List conv_bias, List norm_weight, List norm_bias,
+                                             List norm_mean, List norm_var, std::optional<Tensor> projection,
+                                             std::optional<Tensor> projection_bias, int64_t stride, double eps,
+                                             bool training) {
+  const ResidualBlock2d block{conv,       conv_bias,       norm_weight, norm_bias, norm_mean, norm_var,
+                              projection, projection_bias, kStrided,    stride,    eps};
+  return residual_block2d_backward(dy, dfeatures, x, hidden, block, training);
+}
+
 }  // namespace fastnest
