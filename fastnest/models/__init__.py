@@ -1,7 +1,7 @@
 """The networks of arXiv 2111.05496."""
 
 from .cifar import cifar
-from .densenest import densenest
+from .densenet import densenest
 from .vector import AResNEst, DenseNEst, ResNEst
 
 __all__ = ["AResNEst", "DenseNEst", "ResNEst", "cifar", "densenest"]

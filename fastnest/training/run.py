@@ -8,7 +8,7 @@ import torch
 from ..models import cifar, densenest
 from ..models.cifar import ARCHS as RESIDUAL
 from ..models.cifar import KINDS as RESIDUAL_KINDS
-from ..models.densenest import ARCHS as DENSE
+from ..models.densenet import ARCHS as DENSE
 from . import images
 from .fit import Epoch, Recipe, Training
 from .processes import Processes, processes

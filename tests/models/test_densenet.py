@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fastnest import models
-from fastnest.models.densenest import ARCHS
+from fastnest.models.densenet import ARCHS
 
 # With 1000 classes torchvision's own; the CIFAR networks with 10 (the paper rounds them to 0.8 and 25.6 million).
 PARAMETERS = {
