@@ -139,10 +139,13 @@ def child(names: list[str], full: bool, path: Path) -> None:
         except AssertionError as error:  # wrong numbers: no speed from this case
             failures.append(str(error))
             tqdm.write(f"FAILED {error}")
+        except KeyboardInterrupt:
+            tqdm.write(f"interrupted in {case.name}: what was measured before it is kept")
+            break
     result = {
         "rows": rows,
         "failures": failures,
-        "peak_gflops": {dtype: max(samples) for dtype, samples in peaks.items()},
+        "peak_gflops": {dtype: max(samples) for dtype, samples in peaks.items() if samples},
         "matmul_gflops": matmul_gflops(),
         "threads": torch.get_num_threads(),
     }

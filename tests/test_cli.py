@@ -174,7 +174,7 @@ def test_cases_are_named_once_and_the_subset_covers_everything():
     assert len(names) == len(set(names))
     quick = run.cases(full=False)
     vectors = {"residual_chain", "dense_chain", "ResNEst", "AResNEst", "DenseNEst"}
-    assert {case.subject for case in quick} == vectors | {"DenseNet-BC-100-12"}
+    assert {case.subject for case in quick} == vectors | {"bottleneck block"}
     assert {case.mode for case in quick} == {"forward", "train"}
     assert {case.subject for case in run.cases(full=True, only="bench_dense_chain .*train")} == {"dense_chain"}
 
