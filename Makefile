@@ -48,7 +48,7 @@ test: build
 	$(PY) -m pytest
 
 bench: build
-	@echo "bench: every op and model against its peers, as shipped and fair, and the README's tables; 25 minutes on 2 cores"
+	@echo "bench: every op and model against its peers, as shipped and fair, and the README's tables; an hour and a half on 2 cores"
 	$(PY) -m fastnest bench --full
 	$(PY) -m fastnest report --readme README.md
 

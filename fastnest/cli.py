@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--epochs", type=int, default=None, help="epochs of every training (default: as tuned)")
 
     one = command(bench)
-    one.add_argument("--full", action="store_true", help="every shape: on 2 cores 25 minutes, not 2")
+    one.add_argument("--full", action="store_true", help="every shape: on 2 cores an hour and a half, not 2 minutes")
     one.add_argument("--only", default="", metavar="REGEX", help="only cases whose file and name match")
     one.add_argument("--condition", choices=("as_shipped", "fair"), help="only this one (default: both)")
     one.add_argument("--out", type=Path, metavar="JSON", help="where to write (--full: results/<machine>.json)")
