@@ -99,7 +99,7 @@ def heading(result: dict) -> str:
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     peaks = "; ".join(
         f"{name.replace('_', ' ')}: peak " + ", ".join(f"{v:.0f} GFLOP/s {d}" for d, v in c["peak_gflops"].items())
-        + f", torch's own matrix product {c['matmul_gflops']:.0f} GFLOP/s"
+        + (f", torch's own matrix product {c['matmul_gflops']:.0f} GFLOP/s" if c["matmul_gflops"] else "")
         for name, c in conditions.items()
     )  # fmt: skip
     threads = next(iter(conditions.values()))["threads"]

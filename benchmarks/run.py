@@ -129,7 +129,7 @@ def child(names: list[str], full: bool, path: Path) -> None:
     tqdm = optional("tqdm", "bench").tqdm
     every = {case.name: case for case in cases(full=True)}
     chosen = [every[name] for name in names]
-    rows, failures, peaks = [], [], {case.dtype: [] for case in chosen}
+    rows, failures, peaks, interrupted = [], [], {case.dtype: [] for case in chosen}, False
     progress = tqdm(chosen, desc=path.stem.replace("_", " "), unit="case", dynamic_ncols=True)
     for case in progress:
         progress.set_postfix_str(case.name)
@@ -141,12 +141,13 @@ def child(names: list[str], full: bool, path: Path) -> None:
             tqdm.write(f"FAILED {error}")
         except KeyboardInterrupt:
             tqdm.write(f"interrupted in {case.name}: what was measured before it is kept")
+            interrupted = True
             break
     result = {
         "rows": rows,
         "failures": failures,
         "peak_gflops": {dtype: max(samples) for dtype, samples in peaks.items() if samples},
-        "matmul_gflops": matmul_gflops(),
+        "matmul_gflops": None if interrupted else matmul_gflops(),  # what was interrupted may still be running
         "threads": torch.get_num_threads(),
     }
     path.write_text(json.dumps(result))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fastnest import _backend
 from fastnest.functional import dense_block2d
-from fastnest.testing import assert_close, expect, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
+from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
 
 SMALL = small_inputs("dense_block2d")
 BEST = kernels()[:1]
@@ -226,3 +226,14 @@ def test_gradients_of_a_part_of_y(name):
     assert_close(
         results(name), expect(lambda backend, compute, nudge: results(backend, compute, nudge)), torch.float32, one
     )
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_one_channel(name):
+    """Of images, growths and hidden images; evaluation, where gradients are more than what cancels in them."""
+    sizes = {"n": 3, "c": 1, "h": 5, "w": 4, "d": (1, 3), "b": (1, 2)}
+    for one in (Case("dense_block2d", sizes, ("dropout",)), Case("dense_block2d", {**sizes, "b": ()}, ("dropout",))):
+        actual = run(one, name, dtype=torch.float32)
+        expected = run(one, "reference", torch.float64, dtype=torch.float32)
+        wide = {key: value.double() for key, value in actual.items()}
+        torch.testing.assert_close(wide, expected, rtol=1e-4, atol=1e-4)

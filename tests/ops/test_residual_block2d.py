@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastnest import _backend, functional
 from fastnest.reference import basic_block2d, bottleneck2d
-from fastnest.testing import assert_close, expect, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
+from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
 
 OPS = ("bottleneck2d", "basic_block2d")
 KINDS = {"bottleneck2d": bottleneck2d.KIND, "basic_block2d": basic_block2d.KIND}
@@ -341,3 +341,16 @@ def test_nan_in_the_gradient(op, name):
         expected = run(one, "reference", dtype=torch.float32, change=change)
         for key, value in run(one, name, dtype=torch.float32, change=change).items():
             assert torch.equal(value.isnan(), expected[key].isnan()), f"{key} of {one!r}"
+
+
+@either_op
+@pytest.mark.parametrize("name", kernels())
+def test_one_channel(op, name):
+    """Of images and features; evaluation, where gradients are more than what cancels in them."""
+    options = {"stride": 1, "return_features": True}
+    for absent in (("projection", "projection_bias"), ("norm_weight", "norm_bias", "norm_mean", "norm_var")):
+        one = Case(op, {"n": 3, "c": 1, "h": 5, "w": 4, "k": 1, "m": 1}, absent, options)
+        actual = run(one, name, dtype=torch.float32)
+        expected = run(one, "reference", torch.float64, dtype=torch.float32)
+        wide = {key: value.double() for key, value in actual.items()}
+        torch.testing.assert_close(wide, expected, rtol=1e-4, atol=1e-4)
