@@ -130,16 +130,20 @@ def name_in(block: Module, module: Module) -> str:
     return next((name for name, inner in block.named_modules() if inner is module), type(module).__name__)
 
 
+# Where fastnest's own blocks are made; the plain networks of its benchmarks are anybody's.
+OWN = ("fastnest.nn.", "fastnest.models.")
+
+
 def is_ours(module: Module) -> bool:
     """Whether fastnest itself made a module that is named like a block: it runs an op already."""
-    return type(module).__module__.partition(".")[0] == "fastnest" and (_is_dense(module) or bool(_norm_names(module)))
+    return type(module).__module__.startswith(OWN) and (_is_dense(module) or bool(_norm_names(module)))
 
 
 def candidates(model: Module) -> Iterator[tuple[str, Module]]:
     """Modules named like a dense or a pre-activation residual block, but for fastnest's own, with their names."""
     layers = set()  # of a dense block: named like a residual block, and never one
     for name, module in model.named_modules():
-        if module in layers or type(module).__module__.startswith(("fastnest.nn.", "fastnest.models.")):
+        if module in layers or type(module).__module__.startswith(OWN):
             continue
         if _is_dense(module):
             layers |= set(module.modules()) - {module}
