@@ -3,6 +3,7 @@ import pickle
 import re
 
 import pytest
+import real_models
 import torch
 from torch.nn import functional as F
 
@@ -186,7 +187,7 @@ def test_drop_rate(small):
 
 
 def test_equals_torchvision():
-    densenet = pytest.importorskip("real_models").load("torchvision.models.densenet")
+    densenet = real_models.load("torchvision.models.densenet")
     for arch in ("densenet121", "densenet169", "densenet201", "densenet161"):
         torch.manual_seed(0)
         theirs = getattr(densenet, arch)(num_classes=11).eval()
