@@ -1,6 +1,7 @@
 """dense_block2d: L densely connected layers on images as one op, in one buffer."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from torch import Tensor
 
@@ -8,8 +9,8 @@ from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
-from .arguments import autocast_dtype, cast, misfit, need_grad, raise_misfit
-from .image import channels_last, check_count, check_image, in_format_of, norm_dtypes, widened
+from .arguments import autocast_dtype, cast, need_grad, raise_misfit
+from .image import channels_last, check_count, check_image, in_format_of, misfit_beside_norms, widened
 
 OP = "dense_block2d"
 NORMS = Weights._fields[2:10]
@@ -43,12 +44,7 @@ def check(x: Tensor, weights: Weights) -> None:
             if weight.dim() != 4 or weight.shape[0] < 1:
                 raise ValueError(f"{OP}: {name}[{i}] must be a 4-d convolution weight, got {list(weight.shape)}")
     convolutions, norms = zip(*_expected(x, weights), strict=True)
-    wrong = misfit(x, (one for layer in convolutions for one in layer))
-    for dtype in norm_dtypes(x):
-        unfit = misfit(x.new_empty(0, dtype=dtype), (one for layer in norms for one in layer))
-        if unfit is None:
-            break
-    wrong = wrong or unfit
+    wrong = misfit_beside_norms(x, chain(*convolutions), chain(*norms))
     if wrong is not None:
         (name, i), tensor, shape = wrong
         reads = x.shape[1] + sum(weight.shape[0] for weight in weights.conv2[:i])

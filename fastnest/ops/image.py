@@ -1,13 +1,15 @@
 """What every image op does with its arguments before anything runs: check, lay out channels last, widen norms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import _backend
 from ..reference.batch_stats import wide_dtype
-from .arguments import DTYPES
+from .arguments import DTYPES, misfit
+
+Wanted = tuple[object, Tensor | None, tuple[int, ...]]  # name, tensor, the shape it should have
 
 
 def check_image(op: str, x: Tensor) -> None:
@@ -62,6 +64,16 @@ def in_format_of(x: Tensor, y: Tensor) -> Tensor:
 def norm_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     """What the parameters and statistics of a batch norm over x may be."""
     return (x.dtype,) if x.dtype is wide_dtype(x.dtype) else (x.dtype, torch.float32)
+
+
+def misfit_beside_norms(x: Tensor, others: Iterable[Wanted], norms: Iterable[Wanted]) -> Wanted | None:
+    """As `misfit`; all of the norms have one of the dtypes that theirs may be."""
+    wrong, norms = misfit(x, others), list(norms)
+    for dtype in norm_dtypes(x):
+        unfit = misfit(x if dtype is x.dtype else x.new_empty(0, dtype=dtype), norms)
+        if unfit is None:
+            break
+    return wrong or unfit
 
 
 def widened(tensors: Sequence[Tensor]) -> list[Tensor]:

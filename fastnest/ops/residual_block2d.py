@@ -7,8 +7,8 @@ from torch import Tensor
 from .. import _backend
 from ..reference.residual_block2d import Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
-from .arguments import autocast_dtype, cast, misfit, need_grad, raise_misfit
-from .image import channels_last, check_count, in_format_of, norm_dtypes, widened
+from .arguments import autocast_dtype, cast, need_grad, raise_misfit
+from .image import channels_last, check_count, in_format_of, misfit_beside_norms, widened
 
 NORMS = ("norm_weight", "norm_bias", "norm_mean", "norm_var")
 CONVOLUTIONS = ("conv", "conv_bias", "projection", "projection_bias")
@@ -54,12 +54,7 @@ def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
         if weight.dim() != 4 or weight.shape[0] < 1:
             raise ValueError(f"{op}: conv[{i}] must be a 4-d convolution weight, got {list(weight.shape)}")
     c, out = x.shape[1], weights.conv[-1].shape[0]
-    wrong = misfit(x, _convolutions(op, x, weights))
-    for dtype in norm_dtypes(x):
-        unfit = misfit(x if dtype is x.dtype else x.new_empty(0, dtype=dtype), _norms(x, weights))
-        if unfit is None:
-            break
-    wrong = wrong or unfit
+    wrong = misfit_beside_norms(x, _convolutions(op, x, weights), _norms(x, weights))
     if wrong is not None:
         raise_misfit(op, x, wrong, f"x {list(x.shape)} and conv {[list(weight.shape) for weight in weights.conv]}")
     if not weights.projection and (stride != 1 or out != c):

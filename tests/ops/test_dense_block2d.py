@@ -233,7 +233,5 @@ def test_one_channel(name):
     """Of images, growths and hidden images; evaluation, where gradients are more than what cancels in them."""
     sizes = {"n": 3, "c": 1, "h": 5, "w": 4, "d": (1, 3), "b": (1, 2)}
     for one in (Case("dense_block2d", sizes, ("dropout",)), Case("dense_block2d", {**sizes, "b": ()}, ("dropout",))):
-        actual = run(one, name, dtype=torch.float32)
-        expected = run(one, "reference", torch.float64, dtype=torch.float32)
-        wide = {key: value.double() for key, value in actual.items()}
-        torch.testing.assert_close(wide, expected, rtol=1e-4, atol=1e-4)
+        results = partial(run, one, dtype=torch.float32)
+        assert_close(results(name), expect(results), torch.float32, f"{name}: {one!r}")
