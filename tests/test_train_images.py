@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from fastnest import cli, models
-from fastnest.models import densenest
+from fastnest.models import densenest, densenet
 from fastnest.training import checkpoint
 from fastnest.training.fit import Recipe, Training
 from fastnest.training.images import FORMATS, Images, augmented, load, synthetic
@@ -482,17 +482,12 @@ def test_command_reads_files(by_path, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", [None, "densenest", "standard"])
 def test_command_trains_densenets(kind, tmp_path, monkeypatch, capsys):
-    small = densenest_archs()["bc_100_12"]._replace(layers=(2, 2, 2))
-    monkeypatch.setitem(densenest_archs(), "bc_100_12", small)
+    monkeypatch.setitem(densenet.ARCHS, "bc_100_12", densenet.ARCHS["bc_100_12"]._replace(layers=(2, 2, 2)))
     saved = tmp_path / "weights.pt"
     options = ["--arch", "bc_100_12", *(["--kind", kind] if kind else []), "--save", saved]
     assert train("--data", "cifar10", "--synthetic", "16", "--batch", "8", "--epochs", "1", *options) == 0
     assert f"bc_100_12 {kind or 'densenest'}" in capsys.readouterr().out
     densenest("bc_100_12", 10, head_norm_act=kind == "standard").load_state_dict(torch.load(saved))
-
-
-def densenest_archs() -> dict:
-    return sys.modules["fastnest.models.densenest"].ARCHS
 
 
 def test_command_in_half_precision_and_compiled(monkeypatch, capsys):
