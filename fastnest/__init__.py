@@ -1,8 +1,8 @@
-"""ResNEsts and DenseNEsts for PyTorch (arXiv 2111.05496): fused kernels, modules and models."""
+"""ResNEsts and DenseNEsts for PyTorch (arXiv 2111.05496): fused kernels, modules, models and theory."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import functional, models, nn
+from . import functional, models, nn, theory
 from ._backend import backend, backends
 from .convert import accelerate, explain, restore
 
@@ -11,4 +11,4 @@ try:
 except PackageNotFoundError:  # run from the source tree, not installed
     __version__ = "0+unknown"
 
-__all__ = ["accelerate", "backend", "backends", "explain", "functional", "models", "nn", "restore"]
+__all__ = ["accelerate", "backend", "backends", "explain", "functional", "models", "nn", "restore", "theory"]

@@ -1,0 +1,274 @@
+"""Critical points of (P_phi), the squared risk over W_L and W_{L+1} of a ResNEst with all other weights fixed.
+
+With X the rows of x_{L-1}, V those of v_L and Y the targets, f(W_L, W_{L+1}) = |(X + V W_L^T) W_{L+1}^T - Y|^2 / n.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._optional import optional
+from .convex import least_squares
+from .features import linear_maps
+from .risk import Prediction, prediction, solve_prediction
+
+LANCZOS = 1e-9  # to which the least eigenvalue is found, of the largest magnitude among them
+
+Point = tuple[Tensor, Tensor]  # W_L [m, k], W_{L+1} [o, m], or a direction in that space
+
+
+class Derivatives(NamedTuple):
+    """Of f at one point."""
+
+    problem: Prediction
+    point: Point
+
+    @property
+    def risk(self) -> float:
+        return self.problem.risk(*self.point)
+
+    def _stream(self) -> Tensor:
+        return self.problem.x + self.problem.v @ self.point[0].T
+
+    def gradient(self) -> Point:
+        W_Lp1 = self.point[1]
+        error = 2 / self.problem.sums.count * (self._stream() @ W_Lp1.T - self.problem.sums.targets)
+        return (error @ W_Lp1).T @ self.problem.v, error.T @ self._stream()
+
+    def gradient_scale(self) -> float:
+        """The gradient's norm if outputs and targets did not cancel."""
+        stream, W_Lp1 = self._stream(), self.point[1]
+        size = 2 / self.problem.sums.count * float((stream @ W_Lp1.T).norm() + self.problem.sums.targets.norm())
+        return size * float(torch.linalg.matrix_norm(W_Lp1, 2) * self.problem.v.norm() + stream.norm())
+
+    def curvature(self, direction: Point) -> Point:
+        """The Hessian times a direction, exactly; nothing larger than the rows is made."""
+        (_, W_Lp1), (d_L, d_Lp1) = self.point, direction
+        v, stream, scale = self.problem.v, self._stream(), 2 / self.problem.sums.count
+        error = stream @ W_Lp1.T - self.problem.sums.targets
+        moved = v @ d_L.T  # of the stream
+        change = moved @ W_Lp1.T + stream @ d_Lp1.T  # of the outputs
+        along_L = (change @ W_Lp1 + error @ d_Lp1).T @ v
+        along_Lp1 = change.T @ stream + error.T @ moved
+        return scale * along_L, scale * along_Lp1
+
+    def moved(self, direction: Point, step: float) -> "Derivatives":
+        return Derivatives(self.problem, tuple(w + step * d for w, d in zip(self.point, direction, strict=True)))
+
+
+def _norm(direction: Point) -> float:
+    return float(sum(d.square().sum() for d in direction)) ** 0.5
+
+
+def _falling(at: Derivatives) -> Point:
+    """Theorem 2's direction: at a critical point whose W_{L+1} lacks rank, curvature is negative along it unless the
+    point is a global minimiser.
+
+    With z W_{L+1} = 0 from the left and W_{L+1} b = 0 from the right, moving W_L by b c^T changes no output, and
+    W_{L+1} by -s a b^T then lowers the risk by 2 s a^T C c |b|^2 - O(s^2), C = the error's cross-moment with v_L.
+    """
+    W_L, W_Lp1 = at.point
+    error = at.problem.outputs(W_L, W_Lp1) - at.problem.sums.targets
+    left, values, right = torch.linalg.svd(error.T @ at.problem.v, full_matrices=False)
+    b = torch.linalg.svd(W_Lp1).Vh[-1]
+    d_L, d_Lp1 = torch.outer(b, right[0]), -torch.outer(left[:, 0], b)
+    # The best ratio of the two: curvature is a quadratic form in it, with nothing from d_L alone.
+    across = float((d_L * at.curvature((0 * d_L, d_Lp1))[0]).sum())
+    alone = float((d_Lp1 * at.curvature((0 * d_L, d_Lp1))[1]).sum())
+    s = abs(across) / alone if alone > 0 else 1.0
+    direction = (d_L, (s if across < 0 else -s) * d_Lp1)
+    size = _norm(direction)
+    return tuple(d / size for d in direction)
+
+
+def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
+    """The Hessian's least eigenvalue and its direction by Lanczos (ARPACK), and the largest; no Hessian is made."""
+    linalg, numpy = optional("scipy.sparse.linalg", "theory"), optional("numpy", "theory")
+    shapes, sizes = [w.shape for w in at.point], [w.numel() for w in at.point]
+
+    def unpacked(flat) -> Point:
+        parts = torch.from_numpy(numpy.ascontiguousarray(flat)).to(at.point[0]).reshape(-1).split(sizes)
+        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+    def packed(direction: Point):
+        return torch.cat([d.reshape(-1) for d in direction]).cpu().numpy()
+
+    def operator(product):
+        return linalg.LinearOperator((sum(sizes), sum(sizes)), matvec=product, dtype=numpy.float64)
+
+    def curvature(d):
+        return packed(at.curvature(unpacked(d)))
+
+    # A start with a share of everything, and much of the direction in which the theory finds negative curvature.
+    noise = numpy.random.default_rng(0).standard_normal(sum(sizes))
+    start = packed(_falling(at)) + 0.1 * noise / numpy.linalg.norm(noise)
+    most = float(linalg.eigsh(operator(curvature), k=1, which="LM", v0=start, tol=1e-4, return_eigenvectors=False)[0])
+    # As the largest eigenvalue of |most| - H: near 0, where the least ones of a minimiser lie in great number, Lanczos
+    # would look for digits that rounding does not leave.
+    top, options = abs(most), {"k": 1, "which": "LA", "v0": start, "tol": LANCZOS}
+    values, vectors = linalg.eigsh(operator(lambda d: top * d - curvature(d)), **options)
+    return top - float(values[0]), unpacked(vectors[:, 0]), top
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """Where W_L and W_{L+1} of a ResNEst stand in the landscape of (P_phi).
+
+    Attributes:
+        verdict: "not critical"; "global minimiser" of (P_phi); "strict saddle", with a direction along which the risk
+            falls; or "degenerate": critical and above the minimum, without curvature below 0 that stands out of
+            rounding.
+        risk: here.
+        least_risk: of the global minimiser.
+        gradient_norm: of the risk with respect to (W_L, W_{L+1}), float64.
+        gradient_scale: what the norm would be if outputs and targets did not cancel; critical means a norm below
+            `tolerance` of this.
+        rank: of W_{L+1}, of at most min(M, N_o); singular values below `tolerance` of the largest count as 0.
+        full_rank: whether it is N_o; then a critical point is a global minimiser (Theorem 1).
+        least_eigenvalue: of the Hessian.
+        largest_eigenvalue: of the Hessian, in magnitude, to a few digits.
+        direction: the least eigenvalue's, (W_L [m, k], W_{L+1} [o, m]) of norm 1 together.
+        escaped_risk: the least risk found by stepping along the direction, either way; below `risk` at a strict saddle.
+        step: the step to it, in units of the direction, with its sign; 0 if none lowers the risk.
+        tolerance: as given.
+    """
+
+    verdict: str
+    risk: float
+    least_risk: float
+    gradient_norm: float
+    gradient_scale: float
+    rank: int
+    full_rank: bool
+    least_eigenvalue: float
+    largest_eigenvalue: float
+    direction: Point
+    escaped_risk: float
+    step: float
+    tolerance: float
+
+
+def critical_point(
+    resnest: torch.nn.Module,
+    x: Tensor | Iterable,
+    y: Tensor | None = None,
+    *,
+    tolerance: float = 1e-6,
+    progress: bool | None = None,
+) -> CriticalPoint:
+    """Whether (W_L, W_{L+1}) is a critical point of the squared risk, and of which kind (arXiv 2111.05496).
+
+    By Proposition 1 every critical point is a local minimiser or a saddle; one with W_{L+1} of full row rank is a
+    global minimiser (Theorem 1), and one without is that, or a strict saddle (Theorem 2, under assumptions 3 and 4).
+
+    The Hessian acts as an operator on the rows of the second moments; its least eigenvalue comes from Lanczos (ARPACK).
+
+    Args:
+        resnest: a models.ResNEst without head_norm; run in evaluation, and not changed.
+        x, y: inputs [n, N_in] and targets [n, N_o], [n] or classes [n]; or an iterable of batches (x, y), read once.
+        tolerance: how small a gradient counts as none, relative to `CriticalPoint.gradient_scale`; also of singular
+            values of W_{L+1} and of negative eigenvalues, relative to the largest.
+        progress: a bar on stderr; None: where that is a terminal.
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"critical_point: tolerance must lie between 0 and 1, got {tolerance}")
+    problem = prediction("critical_point", resnest, x, y, progress)
+    W_L, W_Lp1 = linear_maps(resnest)[-1].double(), resnest.head.weight.detach().double()
+    return at_point(problem, W_L, W_Lp1, tolerance)
+
+
+def at_point(problem: Prediction, W_L: Tensor, W_Lp1: Tensor, tolerance: float) -> CriticalPoint:
+    at = Derivatives(problem, (W_L, W_Lp1))
+    norm, scale, risk = _norm(at.gradient()), at.gradient_scale(), at.risk
+    values = torch.linalg.svdvals(W_Lp1)
+    rank = int((values > tolerance * values[0]).sum())
+    least_risk = solve_prediction(problem).infimum
+    least, direction, most = least_curvature(at)
+    step, escaped = _best_step(at, direction)
+    near = tolerance**2 * float(problem.sums.targets.square().sum()) / problem.sums.count
+    if norm > tolerance * scale:
+        verdict = "not critical"
+    elif rank == len(W_Lp1) or risk <= least_risk + near:
+        verdict = "global minimiser"
+    elif least < -tolerance * most and escaped < risk:
+        verdict = "strict saddle"
+    else:
+        verdict = "degenerate"
+    return CriticalPoint(
+        verdict,
+        risk,
+        least_risk,
+        norm,
+        scale,
+        rank,
+        rank == len(W_Lp1),
+        least,
+        most,
+        direction,
+        escaped,
+        step,
+        tolerance,
+    )
+
+
+def _best_step(at: Derivatives, direction: Point) -> tuple[float, float]:
+    """The step along the direction, either way, that lowers the risk most, and the risk there."""
+    size = max(_norm(at.point), 1.0)
+    steps = [0.0, *(sign * size * 2.0**-power for power in range(24) for sign in (1, -1))]
+    return min(((step, at.moved(direction, step).risk) for step in steps), key=lambda found: found[1])
+
+
+@dataclass(frozen=True)
+class Convexity:
+    """Two points of (P_phi) and the one half way, where a convex risk is at most the mean of theirs.
+
+    Attributes:
+        convex: False where `midpoint_risk` is above that mean by more than rounding: a proof that the risk is not
+            convex. None where these points prove nothing.
+        first, second: (W_L [m, k], W_{L+1} [o, m]) each.
+        first_risk, second_risk, midpoint_risk: there.
+        excess: midpoint_risk - (first_risk + second_risk) / 2.
+    """
+
+    convex: bool | None
+    first: Point
+    second: Point
+    first_risk: float
+    second_risk: float
+    midpoint_risk: float
+    excess: float
+
+
+def check_convexity(
+    resnest: torch.nn.Module, x: Tensor | Iterable, y: Tensor | None = None, *, progress: bool | None = None
+) -> Convexity:
+    """Shows that (P_phi) is not convex by two points: Proposition 1 (a) of arXiv 2111.05496.
+
+    The points are (t A, s U) and (-t A, -s U) with U of full row rank, s t U A = T the best linear map from v_L to y
+    and s small. Half way both weights are 0 and the risk is that of y = 0; at the points W_{L+1} x_{L-1} all but
+    vanishes and the risk is that of y = T v_L, less wherever v_L and y have a cross-moment: assumption 1. Without one,
+    T is 0 and nothing is shown.
+
+    Args: as `critical_point`.
+    """
+    problem = prediction("check_convexity", resnest, x, y, progress)
+    T = least_squares(problem.v, problem.sums.targets).T
+    left, values, right = torch.linalg.svd(T, full_matrices=False)
+    m, (o, k) = problem.x.shape[1], T.shape
+    rank = min(m, len(values))
+    U, A = T.new_zeros(o, m), T.new_zeros(m, k)
+    U[:, :rank], A[:rank] = left[:, :rank], values[:rank, None] * right[:rank]
+    # s balances what the map of x_{L-1} costs, s^2 |U x|^2, against what T gains.
+    nothing = problem.sums.risk(torch.zeros_like(problem.sums.targets))
+    gain = nothing - problem.sums.risk(problem.v @ (U @ A).T)
+    cost = problem.sums.risk(problem.x @ U.T + problem.sums.targets)
+    s = min(1.0, (0.1 * max(gain, 0.0) / cost) ** 0.5) if cost > 0 else 1.0
+    s = s if s > 0 else 1.0
+    first, second = (A / s, s * U), (-A / s, -s * U)
+    risks = [problem.risk(*point) for point in (first, second)]
+    excess = nothing - sum(risks) / 2
+    found = None if excess <= 1e-12 * nothing else False
+    return Convexity(found, first, second, *risks, nothing, excess)
