@@ -92,7 +92,7 @@ print(fastnest.backends()["cpp"])
 
 
 def test_import_needs_nothing_else_and_touches_no_gpu():
-    optional = ["triton", "torchvision", "timm", "sklearn", "matplotlib", "tqdm", "numpy.testing"]
+    optional = ["triton", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "tqdm", "numpy.testing"]
     lines = run(WITHOUT.format(names=optional)).splitlines()
     assert lines[:2] == ["torch.Size([3, 2])", "False"]
 
@@ -105,7 +105,7 @@ def test_without_the_compiled_half():
 
 
 def test_public_names():
-    names = {"accelerate", "backend", "backends", "explain", "functional", "nn", "models", "restore"}
+    names = {"accelerate", "backend", "backends", "explain", "functional", "nn", "models", "restore", "theory"}
     assert set(fastnest.__all__) >= names
-    for module in (fastnest, fastnest.functional, fastnest.nn, fastnest.models):
+    for module in (fastnest, fastnest.functional, fastnest.nn, fastnest.models, fastnest.theory):
         assert all(getattr(module, name).__doc__ for name in module.__all__)

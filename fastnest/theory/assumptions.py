@@ -17,7 +17,7 @@ NOTHING = 1e-12  # a cross-moment this small, in units of the largest it could b
 
 @dataclass(frozen=True)
 class Condition:
-    """One assumption: whether it holds (None: it does not apply to the model), by what margin (0: just not), and why."""
+    """One assumption: whether it holds (None: it does not apply to the model), its margin (0: just not), and why."""
 
     holds: bool | None
     margin: float

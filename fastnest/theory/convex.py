@@ -26,7 +26,7 @@ class Minimum(NamedTuple):
 
 
 class Basis(NamedTuple):
-    """Singular values [k] of rows [r, d], their left [r, k] and right vectors [d, k], without those that are rounding."""
+    """Singular values [k] of rows [r, d], their left [r, k] and right vectors [d, k], without rounding."""
 
     left: Tensor
     values: Tensor

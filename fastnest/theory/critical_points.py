@@ -72,7 +72,7 @@ def _falling(at: Derivatives) -> Point:
     """
     W_L, W_Lp1 = at.point
     error = at.problem.outputs(W_L, W_Lp1) - at.problem.sums.targets
-    left, values, right = torch.linalg.svd(error.T @ at.problem.v, full_matrices=False)
+    left, _, right = torch.linalg.svd(error.T @ at.problem.v, full_matrices=False)
     b = torch.linalg.svd(W_Lp1).Vh[-1]
     d_L, d_Lp1 = torch.outer(b, right[0]), -torch.outer(left[:, 0], b)
     # The best ratio of the two: curvature is a quadratic form in it, with nothing from d_L alone.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,8 +22,7 @@ SLACK = 1e-9  # relative: risks that are equal but for rounding
 
 
 def additions(features: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each v_i [r, k]: what no linear map of those before it yields [r, k], and an orthonormal basis of that [r,
-    k'].
+    """For each v_i [r, k]: what no linear map of those before it yields [r, k], and an orthonormal basis of it.
 
     Block Gram-Schmidt; projecting twice is enough for orthogonality to rounding (Giraud et al. 2005).
     """
@@ -93,7 +93,7 @@ class BlockProfile:
 
     @staticmethod
     def _falls(risks: list[float]) -> bool:
-        return all(after <= before + SLACK * risks[0] for before, after in zip(risks, risks[1:], strict=False))
+        return all(after <= before + SLACK * risks[0] for before, after in pairwise(risks))
 
     @property
     def head_is_monotone(self) -> bool:
