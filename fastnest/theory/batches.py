@@ -1,7 +1,7 @@
 """Data as batches that can be read again and again: tensors in chunks, or an iterable of (x, y)."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,12 +43,6 @@ class Batches:
         self.source, self.rows = (x, y), len(y)
         elements = max(1, sum(v[:1].numel() for v in tensors))
         self.chunk = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // elements))
-
-    def first(self) -> tuple[Any, Tensor]:
-        """One row of the first batch (two, where there are: a batch norm in training needs them)."""
-        for x, y in self._pairs():
-            return _rows(x, slice(2)), y[:2]
-        raise ValueError(f"{self.function}: x must hold at least one batch, got none")
 
     def _pairs(self) -> Iterator[tuple[Any, Tensor]]:
         if self.rows is not None:
@@ -116,13 +110,3 @@ def evaluating(model: torch.nn.Module):
     finally:
         for module in training:
             module.training = True
-
-
-class Mapped:
-    """Batches whose x went through a function, each time they are read."""
-
-    def __init__(self, batches: Batches, function: Callable[[Any], Any]):
-        self.batches, self.function = batches, function
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        return ((self.function(x), y) for x, y in self.batches)

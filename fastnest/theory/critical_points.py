@@ -170,7 +170,8 @@ def critical_point(
         resnest: a models.ResNEst without head_norm; run in evaluation, and not changed.
         x, y: inputs [n, N_in] and targets [n, N_o], [n] or classes [n]; or an iterable of batches (x, y), read once.
         tolerance: how small a gradient counts as none, relative to `CriticalPoint.gradient_scale`; also of singular
-            values of W_{L+1} and of negative eigenvalues, relative to the largest.
+            values of W_{L+1} and of negative eigenvalues, relative to the largest, and of what a risk may lie above the
+            least one, relative to that of y = 0.
         progress: a bar on stderr; None: where that is a terminal.
     """
     if not 0 < tolerance < 1:
@@ -188,10 +189,10 @@ def at_point(problem: Prediction, W_L: Tensor, W_Lp1: Tensor, tolerance: float) 
     least_risk = solve_prediction(problem).infimum
     least, direction, most = least_curvature(at)
     step, escaped = _best_step(at, direction)
-    near = tolerance**2 * float(problem.sums.targets.square().sum()) / problem.sums.count
+    near = tolerance * problem.sums.risk(torch.zeros_like(problem.sums.targets))
     if norm > tolerance * scale:
         verdict = "not critical"
-    elif rank == len(W_Lp1) or risk <= least_risk + near:
+    elif risk <= least_risk + near:
         verdict = "global minimiser"
     elif least < -tolerance * most and escaped < risk:
         verdict = "strict saddle"
