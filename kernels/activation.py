@@ -1,0 +1,63 @@
+"""Activations inside kernels, in float32, and their derivatives: the names and formulas of fastnest's reference."""
+
+import triton
+import triton.language as tl
+
+IDEMPOTENT = ("relu", "identity")  # f(f(z)) = f(z), and f'(z) can be read off f(z)
+
+_SQRT_HALF = tl.constexpr(0.7071067811865476)
+_INV_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
+_SQRT_TWO_OVER_PI = tl.constexpr(0.7978845608028654)
+_CUBIC = tl.constexpr(0.044715)
+_LEAKY_SLOPE = tl.constexpr(0.01)
+
+
+@triton.jit
+def tanh(z):
+    # Of e^(-2|z|) <= 1, which does not overflow; libdevice's is not there on every target.
+    t = tl.exp(-2 * tl.abs(z))
+    value = (1 - t) / (1 + t)
+    return tl.where(z < 0, -value, value)
+
+
+@triton.jit
+def activate(z, NAME: tl.constexpr):
+    """f(z)."""
+    if NAME == "relu":
+        return tl.where(z < 0, 0.0, z)  # NaN stays
+    elif NAME == "leaky_relu":
+        return tl.where(z < 0, z * _LEAKY_SLOPE, z)
+    elif NAME == "gelu":
+        return 0.5 * z * (1 + tl.erf(z * _SQRT_HALF))
+    elif NAME == "gelu_tanh":
+        return 0.5 * z * (1 + tanh((z + z * z * z * _CUBIC) * _SQRT_TWO_OVER_PI))
+    elif NAME == "silu":
+        return z * tl.sigmoid(z)
+    elif NAME == "tanh":
+        return tanh(z)
+    else:
+        tl.static_assert(NAME == "identity", "unknown activation")
+        return z
+
+
+@triton.jit
+def activate_backward(df, z, NAME: tl.constexpr):
+    """f'(z) df; of relu and identity z may be f(z)."""
+    if NAME == "relu":
+        return tl.where(z <= 0, 0.0, df)
+    elif NAME == "leaky_relu":
+        return tl.where(z > 0, df, df * _LEAKY_SLOPE)
+    elif NAME == "gelu":
+        return df * (0.5 * (1 + tl.erf(z * _SQRT_HALF)) + z * tl.exp(-0.5 * z * z) * _INV_SQRT_TWO_PI)
+    elif NAME == "gelu_tanh":
+        t = tanh((z + z * z * z * _CUBIC) * _SQRT_TWO_OVER_PI)
+        slope = (1 + z * z * (3 * _CUBIC)) * _SQRT_TWO_OVER_PI
+        return df * 0.5 * (1 + t + z * (1 - t * t) * slope)
+    elif NAME == "silu":
+        s = tl.sigmoid(z)
+        return df * s * (1 + z * (1 - s))
+    elif NAME == "tanh":
+        t = tanh(z)
+        return df * (1 - t * t)
+    else:
+        return df
