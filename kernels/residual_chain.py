@@ -21,31 +21,43 @@ from torch import Tensor
 from .activation import IDEMPOTENT, activate, activate_backward
 from .launch import is_half, precision, tile, wide
 
-HELD_WIDTH = 512
-MOST_FEATURES = 256  # k: wider bottlenecks have no kernel
+# Elements of the stream that a program holds, forward and backward (beside as many of its gradient), by product: 8192 are
+# 32 registers of each of 256 threads. Three TF32 products leave none.
+HELD = {"half": (8192, 4096), "tf32": (4096, 2048), "tf32x3": (2048, 0), "ieee": (0, 0)}
+MOST_FEATURES = 128  # k: wider bottlenecks have no kernel
 SLICES_BYTES = 64 * 2**20  # at most, for the weights' gradients
+
+
+@triton.jit
+def _into_down(x, scale, shift, column, M, ACT, PRE, AFFINE: tl.constexpr):
+    """What a chunk of columns [rows, chunk] is multiplied with, u = scale x + shift, and what goes into down."""
+    factor = tl.full([1, 1], 1.0, tl.float32)
+    u = x
+    if AFFINE:
+        factor = tl.load(scale + column, column < M, other=0).to(tl.float32)[None, :]
+        u = x * factor + tl.load(shift + column, column < M, other=0).to(tl.float32)[None, :]
+    a = u
+    if PRE:
+        a = activate(u, ACT)
+    return factor, u, a
 
 
 @triton.jit
 def _down(x, z, down, scale, shift, column, feature, M, K, ACT, PRE, AFFINE, PRECISION: tl.constexpr):
     """z + f(scale x + shift) down^T for a chunk of columns: [rows, chunk] to [rows, features]."""
-    if AFFINE:
-        x = x * tl.load(scale + column, column < M, other=0).to(tl.float32)[None, :]
-        x += tl.load(shift + column, column < M, other=0).to(tl.float32)[None, :]
-    if PRE:
-        x = activate(x, ACT)
+    _, _, a = _into_down(x, scale, shift, column, M, ACT, PRE, AFFINE)
     # Columns behind the last meet weights of 0.
     weight = tl.load(
         down + feature[None, :] * M + column[:, None], (feature < K)[None, :] & (column < M)[:, None], other=0
     )
-    return tl.dot(x.to(weight.dtype), weight, z, input_precision=PRECISION)
+    return tl.dot(a.to(weight.dtype), weight, z, input_precision=PRECISION)
 
 
 @triton.jit
-def _up(v, x, up, column, feature, M, K, PRECISION: tl.constexpr):
+def _up(v, x, up, column, feature, M, K, given, PRECISION: tl.constexpr):
     """x + v up^T for a chunk of columns: [rows, features] to [rows, chunk]."""
     weight = tl.load(
-        up + column[None, :] * K + feature[:, None], (feature < K)[:, None] & (column < M)[None, :], other=0
+        up + column[None, :] * K + feature[:, None], (feature < K)[:, None] & (column < M)[None, :] & given, other=0
     )
     return tl.dot(v.to(weight.dtype), weight, x, input_precision=PRECISION)
 
@@ -119,16 +131,17 @@ def _forward_kernel(
                 tl.store(hidden + K, v if SAVE_OUTPUT else z, kept)
         if RETURN:
             tl.store(features, v, kept)
-        if i < ups:
-            if HELD:
-                held = _up(v, held, up, column, feature, M, K, PRECISION)
-            else:
-                for begin in range(0, M, CHUNK):
-                    c = begin + column
-                    there = inside & (c < M)[None, :]
-                    at = stream + row[:, None] * M + c[None, :]
-                    tl.store(at, _up(v, tl.load(at, there, other=0), up, c, feature, M, K, PRECISION), there)
-                tl.debug_barrier()
+        # A last block without `up` adds nothing. (As a branch it would keep the stream in registers a second time.)
+        v = tl.where(i < ups, v, 0.0)
+        if HELD:
+            held = _up(v, held, up, column, feature, M, K, i < ups, PRECISION)
+        else:
+            for begin in range(0, M, CHUNK):
+                c = begin + column
+                there = inside & (c < M)[None, :]
+                at = stream + row[:, None] * M + c[None, :]
+                tl.store(at, _up(v, tl.load(at, there, other=0), up, c, feature, M, K, i < ups, PRECISION), there)
+            tl.debug_barrier()
         hidden += LAYERS * K
         features += K
         down += K * M
@@ -175,7 +188,7 @@ def residual_chain_forward(
     stream = x.new_empty(n, m, dtype=torch.float32) if save and half else x.new_empty(0, dtype=torch.float32)
     if n == 0:
         return y, found, hidden, stream
-    options = _options(m, k, x.dtype)
+    options = _options(m, k, x.dtype, False)
     # Where a wide stream lives: at the end that is y, or what is kept for the backward, or nothing anyone keeps.
     carried = stream
     if not options["HELD"] and not stream.numel():
@@ -195,16 +208,14 @@ def _present(stand_in: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     return [stand_in if t is None else t for t in tensors]
 
 
-def _options(m: int, k: int, dtype: torch.dtype) -> dict:
-    """Tiles, warps and stages for a size: what fits on chip, half as many rows where the stream is wide."""
-    width, features = tile(m, HELD_WIDTH), tile(k, MOST_FEATURES)
-    # The weight's tile beside the activated stream's: 100 KiB leave room on every part from sm_80 on.
-    element = 2 if is_half(dtype) else 4
-    rows = 64 if width * features <= 128 * 64 else 32 if width <= 256 else 16
-    held = m <= HELD_WIDTH and (width * features + rows * width) * element <= 100 * 1024
-    chunk = width if held else 64
-    return {"ROWS": rows, "CHUNK": chunk, "FEATURES": features, "HELD": held, "num_warps": 8 if chunk > 128 else 4,
-            "num_stages": 2}  # fmt: skip
+def _options(m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
+    """Tiles, warps and stages for a size: what compiles without spilling a register from sm_80 on."""
+    width, features, half = tile(m, 2**20), tile(k, MOST_FEATURES), is_half(dtype)
+    rows = HELD["half" if half else precision(dtype)][backward] // max(width, 2 * features, 128)
+    if rows >= 16 and width * features <= 512 * 64:
+        return {"ROWS": rows, "CHUNK": width, "FEATURES": features, "HELD": True, "num_warps": 8, "num_stages": 1}
+    return {"ROWS": 32 if half else 16, "CHUNK": 64 if half or features <= 64 else 32, "FEATURES": features,
+            "HELD": False, "num_warps": 8, "num_stages": 1 if backward else 2}  # fmt: skip
 
 
 @triton.jit
@@ -218,22 +229,19 @@ def _load_features(hidden, layer, kept, K, ACT, SAVE_OUTPUT: tl.constexpr):
 
 
 @triton.jit
-def _through_down(x, g, dz, down, scale, shift, column, feature, M, K, ACT, PRE, AFFINE, PRECISION: tl.constexpr):
-    """For a chunk of columns: what went into down, [rows, chunk], du with respect to scale x + shift, and g + dx."""
-    factor = tl.full([1], 1.0, tl.float32)[None, :]
-    u = x
-    if AFFINE:
-        factor = tl.load(scale + column, column < M, other=0).to(tl.float32)[None, :]
-        u = x * factor + tl.load(shift + column, column < M, other=0).to(tl.float32)[None, :]
+def _through_down(dz, du, down, column, feature, M, K, PRECISION: tl.constexpr):
+    """du + dz down for a chunk of columns: [rows, features] to [rows, chunk]."""
     weight = tl.load(
         down + feature[:, None] * M + column[None, :], (feature < K)[:, None] & (column < M)[None, :], other=0
     )
-    du = tl.dot(dz.to(weight.dtype), weight, input_precision=PRECISION)
-    a = u
-    if PRE:
-        a = activate(u, ACT)
-        du = activate_backward(du, u, ACT)
-    return a, du, g + du * factor
+    return tl.dot(dz.to(weight.dtype), weight, du, input_precision=PRECISION)
+
+
+@triton.jit
+def _first(part, x, there, i):
+    """The stream before block i: before the first, x as it came, so that its zeros are zeros."""
+    came = tl.load(x, there & (i == 0), other=0).to(tl.float32)
+    return tl.where(i == 0, came, part)
 
 
 @triton.jit
@@ -273,24 +281,28 @@ def _rows_kernel(
         tl.debug_barrier()
     for back in range(l):
         i = wide(l - 1 - back)
+        given = i < ups
         block = i * K * M
         saved, v = _load_features(hidden + at_hidden + i * LAYERS * K, LAYERS - 1, kept, K, ACT, SAVE_OUTPUT)
         d = tl.zeros([ROWS, FEATURES], tl.float32)
         if DFEATURES:
             d = tl.load(dfeatures + at_features + i * K, kept, other=0).to(tl.float32)
-        if i < ups:
-            if HELD:
-                held_x = _up(-v, held_x, up + block, column, feature, M, K, PRECISION)
-                d = _through_up(held_g, d, up + block, column, feature, M, K, PRECISION)
-            else:
-                for begin in range(0, M, CHUNK):
-                    c = begin + column
-                    there = inside & (c < M)[None, :]
-                    at = row[:, None] * M + c[None, :]
-                    part = tl.load(xs + at, there, other=0)
-                    tl.store(xs + at, _up(-v, part, up + block, c, feature, M, K, PRECISION), there)
-                    d = _through_up(tl.load(gs + at, there, other=0), d, up + block, c, feature, M, K, PRECISION)
-                tl.debug_barrier()
+        back_v = tl.where(given, -v, 0.0)
+        through = d
+        if HELD:
+            held_x = _up(back_v, held_x, up + block, column, feature, M, K, given, PRECISION)
+            through = _through_up(held_g, d, up + block, column, feature, M, K, given, PRECISION)
+        else:
+            for begin in range(0, M, CHUNK):
+                c = begin + column
+                there = inside & (c < M)[None, :]
+                at = row[:, None] * M + c[None, :]
+                part = tl.load(xs + at, there, other=0)
+                tl.store(xs + at, _up(back_v, part, up + block, c, feature, M, K, given, PRECISION), there)
+                g = tl.load(gs + at, there, other=0)
+                through = _through_up(g, through, up + block, c, feature, M, K, given, PRECISION)
+            tl.debug_barrier()
+        d = tl.where(given, through, d)
         d = activate_backward(d, saved, ACT)
         tl.store(dz + at_hidden + i * LAYERS * K + (LAYERS - 1) * K, d, kept)
         if MID:
@@ -308,11 +320,12 @@ def _rows_kernel(
             else:
                 part = tl.load(xs + at, there, other=0)
                 g = tl.load(gs + at, there, other=0)
-            if i == 0:  # as it came, so that its zeros are zeros
-                part = tl.load(x + row[:, None] * x_stride + c[None, :], there, other=0).to(tl.float32)
-            _, _, g = _through_down(
-                part, g, d, down + block, scale + i * M, shift + i * M, c, feature, M, K, ACT, PRE, AFFINE, PRECISION
-            )
+            part = _first(part, x + row[:, None] * x_stride + c[None, :], there, i)
+            factor, u, a = _into_down(part, scale + i * M, shift + i * M, c, M, ACT, PRE, AFFINE)
+            du = _through_down(d, tl.zeros_like(part), down + block, c, feature, M, K, PRECISION)
+            if PRE:
+                du = activate_backward(du, u, ACT)
+            g += du * factor
             if HELD:
                 held_g = g
             else:
@@ -330,83 +343,103 @@ def _rows_kernel(
 
 
 @triton.jit
-def _through_up(g, d, up, column, feature, M, K, PRECISION: tl.constexpr):
+def _through_up(g, d, up, column, feature, M, K, given, PRECISION: tl.constexpr):
     """d + g up for a chunk of columns: [rows, chunk] to [rows, features]."""
     weight = tl.load(
-        up + column[:, None] * K + feature[None, :], (feature < K)[None, :] & (column < M)[:, None], other=0
+        up + column[:, None] * K + feature[None, :], (feature < K)[None, :] & (column < M)[:, None] & given, other=0
     )
     return tl.dot(g.to(weight.dtype), weight, d, input_precision=PRECISION)
 
 
 @triton.jit
-def _add(slices, at, value, there, again):
-    """Adds to a slice that this program alone writes; at its first tile it is not yet written."""
-    before = tl.load(slices + at, there, other=0)
-    tl.store(slices + at, tl.where(again, before, 0.0) + value, there)
+def _add(slices, value, there):
+    """Adds to a slice that this program alone writes, hence in one order, and without waiting for what it holds."""
+    tl.atomic_add(slices, value, there, sem="relaxed")
 
 
 @triton.jit
 def _weights_kernel(
-    dy, x, stream, hidden, dz, down, up, scale, shift, ddown, dmid, dup, dscale, dshift,
+    dy, x, stream, hidden, dz, down, up, scale, shift, ddown, dup, dscale, dshift,
     n, l, ups, x_stride, dy_stride, splits,
     M: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, FEATURES: tl.constexpr,
     ACT: tl.constexpr, PRE: tl.constexpr, LAYERS: tl.constexpr, AFFINE: tl.constexpr, DY: tl.constexpr,
     SAVE_OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Slices of the gradients of down, up, scale and shift for a chunk of columns; the first chunk's also mid's."""
+    """Slices of the gradients of down, up, scale and shift for a chunk of columns."""
     split = tl.program_id(1)
     column = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    feature = tl.arange(0, FEATURES)
     of_column = column < M
-    weight_there = (feature < K)[:, None] & of_column[None, :]
-    mid_there = (feature < K)[:, None] & (feature < K)[None, :]
-    at_mid = feature[:, None] * K + feature[None, :]
-    # [k, chunk] of a block's down [k, m] and of its up [m, k]
-    at_down = feature[:, None] * M + column[None, :]
-    at_up = column[None, :] * K + feature[:, None]
-    slice_down = split.to(tl.int64) * l * K * M
-    slice_up = split.to(tl.int64) * ups * K * M
-    slice_row = split.to(tl.int64) * l * M
+    ddown += split.to(tl.int64) * l * K * M
+    dup += split.to(tl.int64) * ups * K * M
+    dscale += split.to(tl.int64) * l * M
+    dshift += split.to(tl.int64) * l * M
+    w = down.dtype.element_ty
     for tile_of_rows in range(split, tl.cdiv(n, ROWS), splits):
-        again = wide(tile_of_rows) != split
         row = wide(tile_of_rows) * ROWS + tl.arange(0, ROWS)
         inside = (row < n)[:, None]
         there = inside & of_column[None, :]
-        kept = inside & (feature < K)[None, :]
-        at_hidden = row[:, None] * l * LAYERS * K + feature[None, :]
+        of_row = row[:, None] * l * LAYERS * K
         part = tl.load(stream + row[:, None] * M + column[None, :], there, other=0)
         g = tl.zeros([ROWS, CHUNK], tl.float32)
         if DY:
             g = tl.load(dy + row[:, None] * dy_stride + column[None, :], there, other=0).to(tl.float32)
         for back in range(l):
             i = wide(l - 1 - back)
+            given = i < ups
             block = i * K * M
-            _, v = _load_features(hidden + at_hidden + i * LAYERS * K, LAYERS - 1, kept, K, ACT, SAVE_OUTPUT)
-            if i < ups:
-                part = _up(-v, part, up + block, column, feature, M, K, PRECISION)
-                w = down.dtype.element_ty
-                value = tl.dot(tl.trans(v.to(w)), g.to(w), input_precision=PRECISION)
-                _add(dup, slice_up + block + at_up, value, weight_there, again)
-            if i == 0:
-                part = tl.load(x + row[:, None] * x_stride + column[None, :], there, other=0).to(tl.float32)
-            d = tl.load(dz + at_hidden + i * LAYERS * K, kept, other=0)
-            a, du, g = _through_down(
-                part, g, d, down + block, scale + i * M, shift + i * M, column, feature, M, K, ACT, PRE, AFFINE,
-                PRECISION,
-            )  # fmt: skip
-            if LAYERS == 2:
-                if tl.program_id(0) == 0:
-                    _, h = _load_features(hidden + at_hidden + i * LAYERS * K, 0, kept, K, ACT, SAVE_OUTPUT)
-                    d_mid = tl.load(dz + at_hidden + i * LAYERS * K + K, kept, other=0)
-                    value = tl.dot(tl.trans(d_mid), h.to(d_mid.dtype), input_precision=PRECISION)
-                    _add(dmid, (split.to(tl.int64) * l + i) * K * K + at_mid, value, mid_there, again)
-            a = tl.where(there, a, 0.0)
-            value = tl.dot(tl.trans(d), a.to(d.dtype), input_precision=PRECISION)
-            _add(ddown, slice_down + block + at_down, value, weight_there, again)
+            g_half = g.to(w)
+            for begin in range(0, K, FEATURES):
+                feature = begin + tl.arange(0, FEATURES)
+                kept = inside & (feature < K)[None, :] & given
+                of_block = of_row + i * LAYERS * K + feature[None, :]
+                _, v = _load_features(hidden + of_block, LAYERS - 1, kept, K, ACT, SAVE_OUTPUT)
+                part = _up(-v, part, up + block, column, feature, M, K, given, PRECISION)
+                value = tl.dot(tl.trans(g_half), v.to(w), input_precision=PRECISION)
+                at = block + column[:, None] * K + feature[None, :]
+                _add(dup + at, value, of_column[:, None] & (feature < K)[None, :] & given)
+            part = _first(part, x + row[:, None] * x_stride + column[None, :], there, i)
+            factor, u, a = _into_down(part, scale + i * M, shift + i * M, column, M, ACT, PRE, AFFINE)
+            # Rows behind the last have a shift too, which may be infinite.
+            a_half = tl.where(there, a, 0.0).to(w)
+            du = tl.zeros([ROWS, CHUNK], tl.float32)
+            for begin in range(0, K, FEATURES):
+                feature = begin + tl.arange(0, FEATURES)
+                of_block = of_row + i * LAYERS * K + feature[None, :]
+                d = tl.load(dz + of_block, inside & (feature < K)[None, :], other=0)
+                du = _through_down(d, du, down + block, column, feature, M, K, PRECISION)
+                value = tl.dot(tl.trans(d), a_half, input_precision=PRECISION)
+                at = block + feature[:, None] * M + column[None, :]
+                _add(ddown + at, value, (feature < K)[:, None] & of_column[None, :])
+            if PRE:
+                du = activate_backward(du, u, ACT)
             if AFFINE:
-                _add(dscale, slice_row + i * M + column, tl.sum(du * part, 0), of_column, again)
-                _add(dshift, slice_row + i * M + column, tl.sum(du, 0), of_column, again)
-        tl.debug_barrier()
+                _add(dscale + i * M + column, tl.sum(du * part, 0), of_column)
+                _add(dshift + i * M + column, tl.sum(du, 0), of_column)
+            g += du * factor
+
+
+@triton.jit
+def _mid_kernel(
+    hidden, dz, dmid, n, l, splits,
+    K: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr, ACT: tl.constexpr, SAVE_OUTPUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Slices of mid's gradient, [features, features] of one block: the program's rows summed in registers."""
+    split = tl.program_id(2)
+    i = wide(tl.program_id(1))
+    tiles = tl.cdiv(K, FEATURES)
+    to = tl.program_id(0) // tiles * FEATURES + tl.arange(0, FEATURES)
+    of = tl.program_id(0) % tiles * FEATURES + tl.arange(0, FEATURES)
+    total = tl.zeros([FEATURES, FEATURES], tl.float32)
+    for tile_of_rows in range(split, tl.cdiv(n, ROWS), splits):
+        row = wide(tile_of_rows) * ROWS + tl.arange(0, ROWS)
+        inside = (row < n)[:, None]
+        at = (row[:, None] * l + i) * 2 * K
+        _, h = _load_features(hidden + at + of[None, :], 0, inside & (of < K)[None, :], K, ACT, SAVE_OUTPUT)
+        d = tl.load(dz + at + K + to[None, :], inside & (to < K)[None, :], other=0)
+        total = tl.dot(tl.trans(d), h.to(d.dtype), total, input_precision=PRECISION)
+    at = (split.to(tl.int64) * l + i) * K * K + to[:, None] * K + of[None, :]
+    tl.store(dmid + at, total, (to < K)[:, None] & (of < K)[None, :])
 
 
 def residual_chain_backward(
@@ -430,7 +463,7 @@ def residual_chain_backward(
     arguments = (x, down, down_bias, mid, mid_bias, up, scale, shift)
     if n == 0:
         return tuple(x.new_empty(0) if t is None else torch.zeros_like(t) for t in arguments)
-    options = _options(m, k, x.dtype)
+    options = _options(m, k, x.dtype, True)
     dx, dz = x.new_empty(n, m), torch.empty_like(hidden)
     shared = {"ACT": activation, "PRE": pre_activation, "AFFINE": scale is not None, "DY": dy is not None,
               "SAVE_OUTPUT": activation in IDEMPOTENT, "PRECISION": precision(x.dtype)}  # fmt: skip
@@ -443,20 +476,26 @@ def residual_chain_backward(
         m, k, MID=mid is not None, DFEATURES=dfeatures is not None, **shared, **options,
     )  # fmt: skip
     del wide
-    rows, chunk = 64, 64
+    # Short sums in registers, or they spill: of the features one tensor core's side at a time.
+    rows, chunk = (32 if shared["PRECISION"] == "tf32x3" else 64), 32
     chunks = triton.cdiv(m, chunk)
     # Two programs for each of about 128 multiprocessors, as far as their slices stay small.
     splits = min(triton.cdiv(256, chunks), triton.cdiv(n, rows), max(1, SLICES_BYTES // (8 * l * m * k)))
 
     def slices(like: Tensor | None) -> Tensor:
-        return x.new_empty(0) if like is None else x.new_empty(splits, *like.shape, dtype=torch.float32)
+        return x.new_empty(0) if like is None else x.new_zeros(splits, *like.shape, dtype=torch.float32)
 
     ddown, dmid, dup, dscale, dshift = map(slices, (down, mid, up, scale, shift))
     _weights_kernel[(chunks, splits)](
-        given, x, stream, hidden, dz, down, up, *affine, ddown, dmid, dup, dscale, dshift, *sizes, splits,
-        m, k, ROWS=rows, CHUNK=chunk, FEATURES=options["FEATURES"], LAYERS=hidden.shape[2], num_warps=4, num_stages=2,
-        **shared,
+        given, x, stream, hidden, dz, down, up, *affine, ddown, dup, dscale, dshift, *sizes, splits,
+        m, k, ROWS=rows, CHUNK=chunk, FEATURES=16, LAYERS=hidden.shape[2], num_warps=8, num_stages=2, **shared,
     )  # fmt: skip
+    if mid is not None:
+        side = tile(k, 32)
+        _mid_kernel[(triton.cdiv(k, side) ** 2, l, splits)](
+            hidden, dz, dmid, n, l, splits, k, ROWS=rows, FEATURES=side, ACT=activation,
+            SAVE_OUTPUT=shared["SAVE_OUTPUT"], PRECISION=shared["PRECISION"], num_warps=4, num_stages=2,
+        )  # fmt: skip
 
     def added(parts: Tensor) -> Tensor:
         return parts.sum(0).to(x.dtype) if parts.dim() > 1 else parts
