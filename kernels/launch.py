@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+# 8 warps may have 255 registers a thread. Left to itself, ptxas takes fewer, for a second program, and spills some.
+WARPS = {"num_warps": 8} if torch.version.hip else {"num_warps": 8, "maxnreg": 255}
+
 
 @triton.jit
 def wide(i):
@@ -11,7 +14,7 @@ def wide(i):
     return tl.full([], 0, tl.int64) + i
 
 
-def tile(size: int, most: int) -> int:
+def tile(size: int, most: int = 2**30) -> int:
     """The power of two that holds `size`, between 16 (the least of a tensor core's sides) and `most`."""
     return min(max(16, triton.next_power_of_2(size)), most)
 
