@@ -78,6 +78,8 @@ class Risk:
     def _sums(self, w: Tensor, per_batch: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]], like: list[Tensor]):
         totals = like
         for v, y in self.samples:
+            if not len(y):  # its mean is no number
+                continue
             f = v @ self.transform
             for total, value in zip(totals, per_batch(f, f @ w.T, y), strict=True):
                 total += value * (len(y) / self.count)
@@ -91,7 +93,7 @@ class Risk:
             with torch.enable_grad():
                 value = self.loss.mean(z.requires_grad_(), y)
             (dz,) = torch.autograd.grad(value, z)
-            if y.dim() == 1 and len(y):
+            if y.dim() == 1:
                 margin.copy_(torch.minimum(margin, _margins(z.detach(), y).min()))
             return value.detach(), dz.T @ f
 
@@ -165,6 +167,8 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
         return vector(risk.curvature(matrix(w), matrix(direction)))
 
     begin = like.new_zeros(shape)
+    if not shape[1]:  # features that are all 0
+        return _minimum(risk, begin, 0, attained=True)
     scale = float(risk.with_gradient(begin)[1].norm())
     if start is not None:
         begin = start @ torch.linalg.pinv(risk.transform.T)

@@ -44,7 +44,8 @@ def empirical_risk(
             outputs = model(rows).double()
         wanted = targets("empirical_risk", wanted.to(outputs.device), chosen, outputs.shape[1])
         total = total.to(outputs.device)
-        total += torch.stack([chosen.mean(outputs, wanted) * len(outputs), total.new_tensor(len(outputs))])
+        if len(outputs):  # the mean of none is no number
+            total += torch.stack([chosen.mean(outputs, wanted) * len(outputs), total.new_tensor(len(outputs))])
     summed(total)
     if not total[1]:
         raise ValueError("empirical_risk: x must hold at least one sample, got none")
