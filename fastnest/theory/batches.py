@@ -44,12 +44,6 @@ class Batches:
         elements = max(1, sum(v[:1].numel() for v in tensors))
         self.chunk = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // elements))
 
-    def first(self) -> tuple[Any, Tensor]:
-        """One row of the first batch (two, where there are: a batch norm in training needs them)."""
-        for x, y in self._pairs():
-            return _rows(x, slice(2)), y[:2]
-        raise ValueError(f"{self.function}: x must hold at least one batch, got none")
-
     def _pairs(self) -> Iterator[tuple[Any, Tensor]]:
         if self.rows is not None:
             x, y = self.source
