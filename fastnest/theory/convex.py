@@ -167,9 +167,9 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
         return vector(risk.curvature(matrix(w), matrix(direction)))
 
     begin = like.new_zeros(shape)
-    if not shape[1]:  # features that are all 0
-        return _minimum(risk, begin, 0, attained=True)
     scale = float(risk.with_gradient(begin)[1].norm())
+    if not scale:  # features that are all 0, or a single class
+        return _minimum(risk, begin, 0, attained=True)
     if start is not None:
         begin = start @ torch.linalg.pinv(risk.transform.T)
     options = {"gtol": TOLERANCE * scale, "maxiter": ITERATIONS}
