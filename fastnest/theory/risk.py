@@ -66,14 +66,12 @@ class OptimalPrediction(_Weights):
             Both are global minimisers up to rounding.
         infimum: of the risk over all W_L, W_{L+1}. It is below the risk by more than rounding only where no minimiser
             exists (the optimal W_{L+1} lacks rank, and reaching it would take W_L without bound).
+        attained: whether it is not.
     """
 
     how: str
     infimum: float
-
-    @property
-    def attained(self) -> bool:
-        return self.risk <= self.infimum * (1 + 1e-9) + 1e-300
+    attained: bool
 
 
 @dataclass(frozen=True)
@@ -144,20 +142,25 @@ def solve_prediction(problem: Prediction) -> OptimalPrediction:
         on_x, on_v = (left.T @ X.T).split([m, v.shape[1]], 1)
         used, how = basis(problem.x).vectors, "reduced-rank regression"
     infimum = sums.risk((problem.x @ on_x.T + v @ on_v.T) @ left.T)
-    on_x = _full_rank(on_x, used)
+    scale = float(targets.norm() / problem.x.norm()) if problem.x.any() else 0.0
+    on_x = _full_rank(on_x, used, scale or 1.0)
     W_L, W_Lp1 = torch.linalg.pinv(on_x) @ on_v, left @ on_x
     found = OptimalPrediction(W_L, W_Lp1, problem.risk(W_L, W_Lp1))
     found.how, found.infimum = how, infimum
+    # Of a perfect fit rounding leaves 1e-30 of the targets' square, W_{L+1} at 1e-6 of its size 1e-12.
+    nothing = 1e-20 * float(targets.square().sum()) / sums.count
+    found.attained = found.risk <= infimum * (1 + 1e-9) + nothing
     return found
 
 
-def _full_rank(A: Tensor, used: Tensor) -> Tensor:
+def _full_rank(A: Tensor, used: Tensor, scale: float) -> Tensor:
     """A [p, m], p <= m, brought to rank p: in directions orthogonal to `used` [m, r], which change no prediction.
 
-    Where there are too few of them, other directions are taken at 1e-6 of A's size: that costs 1e-12 of the risk's.
+    Where there are too few of them, other directions are taken at 1e-6 of A's size: that costs 1e-12 of the risk's. An
+    A that is nothing but rounding beside `scale`, the size at which it yields outputs like the targets, has that size.
     """
     left, values, _ = torch.linalg.svd(A)
-    size = values[0] if values[0] > 0 else 1.0
+    size = values[0] if values[0] > 1e-12 * scale else scale
     weak = left[:, values < 1e-6 * size]
     free = torch.linalg.svd(used, full_matrices=True).U[:, used.shape[1] :]
     harmless = min(free.shape[1], weak.shape[1])
