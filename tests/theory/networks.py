@@ -162,9 +162,9 @@ def first_blocks(model: models.ResNEst, blocks: int) -> models.ResNEst:
 
 def least_risk(rows: Tensor | list[Tensor], y: Tensor) -> float:
     """Of a linear predictor, by NumPy's least squares (LAPACK gelsd)."""
-    rows = rows if isinstance(rows, Tensor) else torch.cat(list(rows), 1)
-    weight = numpy.linalg.lstsq(rows.detach().numpy(), y.numpy(), rcond=None)[0]
-    return float(((rows.detach().numpy() @ weight - y.numpy()) ** 2).sum(1).mean())
+    rows = (rows if isinstance(rows, Tensor) else torch.cat(list(rows), 1)).detach().numpy()
+    weight = numpy.linalg.lstsq(rows, y.numpy(), rcond=None)[0]
+    return float(((rows @ weight - y.numpy()) ** 2).sum(1).mean())
 
 
 def dense_hessian(model: models.ResNEst, x: Tensor, y: Tensor) -> Tensor:
