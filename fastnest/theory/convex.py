@@ -142,6 +142,9 @@ class _Separated(Exception):
 
 TOLERANCE = 1e-8  # of the gradient's norm at the minimiser, in units of that at weight 0
 RUNS_AWAY = 1e-2  # a Newton step this long, in units of 1 + |W|, where the gradient is within TOLERANCE
+# Curvature that is taken for none, in units of the gradient at weight 0. Where a loss is flat (cross entropy: the same
+# weight for all classes) rounding leaves a gradient of 1e-16, and on the way to infinity both are at 1e-9.
+FLAT = 1e-11
 ITERATIONS = 200
 
 
@@ -191,16 +194,18 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
         return _minimum(risk, proof.w, evaluations, attained=False, infimum=0.0)
     gradient = risk.with_gradient(w)[1]
     converged = float(gradient.norm()) <= 10 * TOLERANCE * scale
-    attained = converged and (risk.ridge > 0 or newton_step(risk, w, gradient) <= RUNS_AWAY * (1 + float(w.norm())))
+    arrived = risk.ridge > 0 or newton_step(risk, w, gradient, FLAT * scale) <= RUNS_AWAY * (1 + float(w.norm()))
+    attained = converged and arrived
     return _minimum(risk, w, iterations, attained)
 
 
-def newton_step(risk: Risk, w: Tensor, gradient: Tensor) -> float:
-    """Length of Newton's step at w."""
+def newton_step(risk: Risk, w: Tensor, gradient: Tensor, damping: float) -> float:
+    """Length of Newton's step at w, with `damping` added to every curvature."""
     linalg = optional("scipy.sparse.linalg", "theory")
 
     def product(direction):
-        moved = risk.curvature(w, torch.from_numpy(direction).to(w).view(w.shape))
+        direction = torch.from_numpy(direction).to(w).view(w.shape)
+        moved = risk.curvature(w, direction) + damping * direction
         return moved.reshape(-1).cpu().numpy()
 
     size = w.numel()

@@ -201,6 +201,45 @@ def test_classes_of_which_some_are_separable_have_no_minimiser(intercept):
     assert head.infimum == pytest.approx(apart.risk * 2 / 3, rel=0.01)
 
 
+def some_are_separable(rows: torch.Tensor, y: torch.Tensor) -> bool:
+    """By linear programming: whether weights exist by which no sample's class is behind another and one is ahead, which
+    is when no minimiser exists (Albert and Anderson 1984)."""
+    rows, y = rows.double().numpy(), y.numpy()
+    n, d, classes = len(rows), rows.shape[1], y.max() + 1
+    margins = numpy.zeros(
+        (n, classes, classes, d)
+    )  # of every sample, its class ahead of another, by weights [classes, d]
+    for c in range(classes):
+        margins[range(n), c, y] += rows
+        margins[:, c, c] -= rows
+    margins = margins.reshape(n * classes, -1)
+    found = scipy.optimize.linprog(-margins.mean(0), A_ub=-margins, b_ub=numpy.zeros(len(margins)), bounds=(-1, 1))
+    assert found.status == 0
+    return bool(-found.fun > 1e-6)
+
+
+def test_attained_is_what_linear_programming_says():
+    """Of three classes in 4 dimensions whose rows are few enough for either answer, and for both from most numbers."""
+    answers = set()
+    for n in (12, 18, 24, 30, 40, 80):
+        for seed in range(6):
+            torch.manual_seed(seed)
+            rows, y = torch.randn(n, 4, dtype=torch.float64), torch.arange(n) % 3
+            rows[:, 0] += y
+            head, separable = theory.linear_head(rows, y, loss="cross_entropy"), some_are_separable(rows, y)
+            assert head.attained == (not separable), f"{n} rows of seed {seed}: {head}"
+            answers.add((n, separable))
+    assert len(answers) > 8
+
+
+def test_digits_of_two_kinds_have_no_minimiser():
+    """Some of 64 pixels are dark in all images of a kind but one."""
+    x, y = (torch.from_numpy(part) for part in datasets.load_digits(return_X_y=True))
+    y = (y >= 5).long()
+    assert some_are_separable(x, y)
+    assert not theory.linear_head(x, y, loss="cross_entropy").attained
+
+
 def test_a_single_class_and_no_features():
     v = features()
     head = theory.linear_head(v, torch.zeros(80, dtype=torch.long), loss="cross_entropy")

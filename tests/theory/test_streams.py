@@ -1,4 +1,4 @@
-"""Data as tensors, as batches, over two processes, and more than fits in memory: one answer, and nothing else changes."""
+"""Data as tensors, batches, over two processes, and more than fits in memory: one answer, and nothing else changes."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastnest import models, theory
 
-CASE = Random(Shape(4, 3, 6, 3, 3))  # narrow: not every tool then says 0
+CASE = Random(Shape(4, 3, 5, 2, 2))  # narrow: not every tool then says 0
 
 
 def huber(outputs, y):
@@ -54,18 +54,12 @@ CLASSES: dict[str, Callable] = {
 }
 
 
-class Features:
-    """Batches (features, y) of a model, as often as batches (x, y) can be read."""
-
-    def __init__(self, model, batches):
-        self.model, self.batches = model, batches
-
-    def __iter__(self):
-        return ((theory.features(self.model, x), y) for x, y in self.batches)
-
-
 def through(model, x, y=None):
-    return (theory.features(model, x), y) if y is not None else (Features(model, x),)
+    """Features in place of x, computed once, unless their batches come once too."""
+    if y is not None:
+        return theory.features(model, x), y
+    batches = ((theory.features(model, part), y) for part, y in x)
+    return (batches if iter(x) is x else list(batches),)
 
 
 # A result's direction or weight may be any of many where an eigenvalue or a solution is not unique.
@@ -133,11 +127,10 @@ def test_batches_are_tensors(name, source):
     check_same(numbers(found), numbers(expected), name in SEVERAL_PASSES)
 
 
-@pytest.mark.parametrize("source", [shuffled, loaded])
 @pytest.mark.parametrize("name", CLASSES)
-def test_batches_of_classes(name, source):
+def test_batches_of_classes(name):
     model, x, y = data(classes=True)
-    found, expected = CLASSES[name](model, source(x, y)), CLASSES[name](model, x, y)
+    found, expected = CLASSES[name](model, shuffled(x, y)), CLASSES[name](model, x, y)
     check_same(numbers(found), numbers(expected), "squared" not in name)
 
 
@@ -226,11 +219,9 @@ def normed() -> tuple[models.ResNEst, torch.Tensor, torch.Tensor]:
     return model, x, y
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", [name for name in TOOLS if not name.startswith("linear_head")])
 def test_the_model_stays_as_it_is(name):
     """Modes, parameters, running statistics and gradients, though features are those of evaluation."""
-    if name in ("linear_head", "linear_head, huber"):
-        pytest.skip("gets features, not a model")
     model, x, y = normed()
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
@@ -360,10 +351,10 @@ def share(rank: int | None, x, y, tensors: bool):
 
 def of_all_tools(rank: int | None) -> dict[str, dict[str, float]]:
     found = {}
-    for tensors in (True, False):
-        for classes, tools in ((False, TOOLS), (True, CLASSES)):
-            model, x, y = data(classes)
-            for name, tool in tools.items():
+    for classes, tools in ((False, TOOLS), (True, CLASSES)):
+        model, x, y = data(classes)
+        for name, tool in tools.items():
+            for tensors in (True, False) if name in ONE_PASS else (not classes,):
                 given = share(rank, x, y, tensors)
                 found[f"{name}, {tensors=}, {classes=}"] = numbers(tool(model, *given))
     # Classes of which one process sees only the first two, and a probe of what separates all classes only together.
@@ -395,7 +386,7 @@ def test_two_processes_are_one(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys() == expected.keys()
     for name, values in expected.items():
-        solved = any(part in name for part in ("huber", "cross", "classes"))
+        solved = any(part in name for part in ("huber", "classes=True", "sorted"))
         check_same(first[name], values, solved)
         assert second[name] == first[name], name
     assert expected["separable"] == {"attained": 0, "infimum": 0}
@@ -439,7 +430,8 @@ def test_a_million_rows_in_bounded_memory():
     off by a few times 1e-3.
     """
     path = str(Path(models.__file__).parents[2])
-    command, environment = [sys.executable, "-c", STREAM], {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", STREAM]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # threads that wait for each other's core
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     grown, risk, rank, off = map(float, done.stdout.split())
