@@ -49,6 +49,7 @@ def test_wrong_call(arguments, capsys):
         (["train", "nowhere.csv"], "nowhere.csv"),
         (["bench", "--only", "no such case"], "no case has" if CPP else "nothing to compare"),
         (["bench", "--show", "nowhere.json"], "nowhere.json"),
+        (["bench", "--readme", "README.md"], "--plot and --readme need --show"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, capsys):

@@ -178,7 +178,7 @@ def _bounds(family: str, risks: dict) -> list[dict]:
 
 
 def _at_most(risk: float, bound: float) -> bool:
-    return risk <= bound * (1 + ROUNDING)
+    return risk <= bound + ROUNDING * max(bound, ROUNDING)
 
 
 def _score(output: Tensor, data: Dataset) -> dict:

@@ -68,7 +68,12 @@ def _paragraphs(sentences: list[str]) -> str:
 
 def _math(text: str) -> str:
     """Escaped, with W_L, x_(i-1) and (P_phi) as the paper prints them."""
-    text = escape(text).replace("P_phi", "P<sub>φ</sub>").replace("PA_phi", "PA<sub>φ</sub>")
+    text = (
+        escape(text)
+        .replace("P_phi", "P<sub>φ</sub>")
+        .replace("PA_phi", "PA<sub>φ</sub>")
+        .replace("PD_phi", "PD<sub>φ</sub>")
+    )
     return words.INDEX.sub(lambda found: f"{found[1]}<sub>{found[2].strip('()').replace('-', '−')}</sub>", text)
 
 
@@ -92,26 +97,35 @@ def _facts(found: dict) -> str:
         "From": ", ".join(f"{name} {value}" for name, value in model["origin"].items()),
         "Data": data["name"],
         "Rows": f"{data['rows']:,} for training, {data['rows_held_out']:,} held out",
-        "Targets": f"{data['outputs']} classes" if data["classes"] else f"{data['outputs']} standardised values",
+        "Targets": f"{data['outputs']} classes"
+        if data["classes"]
+        else f"{data['outputs']} standardised: the mean alone has a risk of 1 each",
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts.items())
     return f"<dl>\n{items}</dl>\n"
 
 
-def _table(label: str, head: list[str], rows: list[list[str]], numbers: tuple[int, ...] = ()) -> str:
-    """Cells are HTML already; the first of a row is its heading. Scrolls inside where the screen is narrow."""
+def _table(
+    label: str, head: list[str], rows: list[list[str]], numbers: tuple[int, ...] = (), stack: bool = False
+) -> str:
+    """Cells are HTML already; the first of a row is its heading.
+
+    Where the screen is narrow it scrolls inside, or if `stack` shows the cells of a row one below the other.
+    """
 
     def cell(tag: str, i: int, text: str, scope: str = "") -> str:
         kind = ' class="number"' if i in numbers else ""
-        return f"<{tag}{scope}{kind}>{text}</{tag}>"
+        named = f' data-label="{head[i]}"' if stack and tag == "td" else ""
+        return f"<{tag}{scope}{kind}{named}>{text}</{tag}>"
 
     def line(row: list[str]) -> str:
         return cell("th", 0, row[0], ' scope="row"') + "".join(cell("td", i, text) for i, text in enumerate(row[1:], 1))
 
     top = "".join(cell("th", i, text, ' scope="col"') for i, text in enumerate(head))
     lines = "".join(f"<tr>{line(row)}</tr>\n" for row in rows)
+    opened = '<table class="stack">' if stack else "<table>"
     return (
-        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">\n<table>\n'
+        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">\n{opened}\n'
         f"<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n</div>\n"
     )
 
@@ -133,7 +147,9 @@ def _assumptions(found: dict) -> str:
     ]
     notes = "Theorem 1 and what follows from it need 2, 3 and 4; 1 is for the landscape of the risk (Proposition 1). "
     notes += "Margins: how far from failing; of 1 and 4 as a share of the largest possible, of 3 in features."
-    return _table("Assumptions", ["Assumption", "", "Measured", "Margin"], rows, (3,)) + _paragraphs([notes])
+    return _table("Assumptions", ["Assumption", "Status", "Measured", "Margin"], rows, (3,), stack=True) + _paragraphs(
+        [notes]
+    )
 
 
 def _risks(found: dict) -> str:
@@ -141,14 +157,14 @@ def _risks(found: dict) -> str:
     rows = [["The model as it is", number(risks["model"]), "all weights as trained (5)"]]
     if risks["last_maps"] is not None:
         rows.append(["Best W_L and W_(L+1)", number(risks["last_maps"]), "all other weights as trained (P_phi)"])
-    problem = {"densenest": "(10)", "other": ""}.get(family, "(PA_phi)")
+    problem = {"densenest": "(PD_phi)", "other": ""}.get(family, "(PA_phi)")
     rows.append(["Best heads", number(risks["heads"]), f"a linear map of its own for every feature v_i {problem}"])
     if risks["gap"] is not None:
         share = risks["relative_gap"]
         relative = "" if share is None else f", {words.percent(100 * share)} of the best heads' risk"
         rows.append(["Gap", number(risks["gap"], 3), f"what the coupling of W_L and W_(L+1) costs (8){relative}"])
     rows.append(["Best linear predictor", number(risks["linear"]), f"from {risks['linear_of']} alone, no network"])
-    table = _table("Risks", ["", "Risk", ""], [[_math(a), b, _math(c)] for a, b, c in rows], (1,))
+    table = _table("Risks", ["Of", "Risk", "With"], [[_math(a), b, _math(c)] for a, b, c in rows], (1,))
     return table + (_paragraphs([f"No gap: {risks['gap_why_not']}"]) if risks["gap_why_not"] else "")
 
 
@@ -162,10 +178,13 @@ def _bounds(bounds: list[dict], risks: dict) -> str:
         for one in bounds
     ]
     paper = bounds[0]["paper"]
-    note = f"{paper}: at a minimum the risk is at most that of the best linear predictor from {risks['linear_of']}."
+    where = "where assumptions 3 and 4 hold, " if paper == "Corollary 2" else ""
+    note = (
+        f"{paper}: {where}at a minimum the risk is at most that of the best linear predictor from {risks['linear_of']}."
+    )
     if paper is None:
         note = "The paper proves no such bound for this model; these are the numbers."
-    return _table("Bounds", ["", "Risk and bound", ""], rows) + _paragraphs([note])
+    return _table("Bounds", ["Of", "Risk and bound", "Status"], rows, (1,)) + _paragraphs([note])
 
 
 def _blocks(found: dict) -> str:
@@ -208,4 +227,4 @@ def _held_out(found: dict) -> str:
     names = {"model": "The model as it is", "heads": "Best heads", "linear": "Best linear predictor"}
     rows = [[names[name], escape(words.score(one))] for name, one in found["held_out"].items()]
     note = "For context: the guarantees are about the training rows, on which these heads and predictors were fitted."
-    return _table("Scores on rows held out", ["", "Score"], rows) + _paragraphs([note])
+    return _table("Scores on rows held out", ["Of", "Score"], rows) + _paragraphs([note])

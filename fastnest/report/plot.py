@@ -37,14 +37,29 @@ def curves(rows: list[dict], own: float) -> str:
         figure, axis = _axis("curves")
         stream = [row for row in rows if row["stream_risk"] is not None]
         heads = [row["head_risk"] for row in rows]
-        axis.plot([row["block"] for row in rows], heads, "o-", color=BLUE, markersize=4, label="best head on v_0 … v_i")
+        axis.plot(
+            [row["block"] for row in rows],
+            heads,
+            "o-",
+            color=BLUE,
+            markersize=4,
+            label="best head on the features so far",
+        )
         places, risks = [row["block"] for row in stream], [row["stream_risk"] for row in stream]
-        axis.plot(places, risks, "s--", color=ORANGE, markersize=4, label="best linear predictor from x_i")
+        axis.plot(
+            places,
+            risks,
+            "s--",
+            color=ORANGE,
+            markersize=7,
+            markerfacecolor="none",
+            label="best linear predictor from the stream",
+        )
         values = heads + risks
         if own <= 2 * max(values):
             axis.axhline(own, color=INK, linestyle=":", linewidth=1, label="the model as it is")
             values.append(own)
-        if min(values) > 0 and max(values) > 10 * min(values):
+        if 10 < max(values) / max(min(values), 1e-300) < 1e9:  # decades, but not down to rounding
             axis.set_yscale("log")
         else:
             axis.set_ylim(bottom=0)

@@ -37,6 +37,12 @@ thead th { color: var(--soft); font-size: .85rem; }
 .mark.good { color: var(--good); }
 .mark.warn { color: var(--warn); }
 .mark.plain { color: var(--plain); font-weight: normal; }
+@media (max-width: 36rem) {
+  .stack thead { display: none; }
+  .stack tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .stack th, .stack td { display: block; border: 0; padding: .1rem 0; text-align: left; }
+  .stack [data-label]:not([data-label=""])::before { content: attr(data-label) ": "; color: var(--soft); }
+}
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; }

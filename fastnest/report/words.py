@@ -5,13 +5,16 @@ from typing import Any
 
 INDEX = re.compile(r"\b([WHvx])_(\([A-Zi0-9+-]+\)|\w+)")  # W_(L+1), x_i: what stands below the line
 NOTHING = 1e-9  # of a risk, relative to the other it is compared with: rounding
+ROUNDING = 1e-15  # a number this small; targets are of size 1
 LITTLE = 0.1  # of an average block's share: next to nothing
 OTHER_LOSS = "Left out: it is about the squared loss."
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """To so many digits; a dash for none."""
-    return "–" if value is None else f"{value:.{digits}g}"
+    if value is None:
+        return "–"
+    return "0 to rounding" if 0 < abs(value) < ROUNDING else f"{value:.{digits}g}"
 
 
 def percent(value: float | None) -> str:
@@ -30,7 +33,7 @@ def no_gap(family: str) -> str | None:
         "bn_resnest": "The batch norm before the head stands between W_L and W_(L+1), and (P_phi) knows of none.",
         "a_resnest": "An A-ResNEst has no coupling of W_L and W_(L+1): every feature has a linear map of its own.",
         "densenest": "A DenseNEst has no coupling of W_L and W_(L+1): its stream holds every feature side by side.",
-        "other": "The output is not linear in the features that are known of this model.",
+        "other": "The output is not linear in the features: of images, in their averages over space.",
     }.get(family)
 
 
@@ -42,18 +45,18 @@ def verdict(found: dict[str, Any]) -> dict[str, Any]:
     )(found)
     linear = "v_0" if risks["linear_of"] == "v_0" else "x"
     best = found["bounds"][0]
-    sign, says = ("≤", "holds") if best["holds"] else (">", "does NOT hold")
+    sign, says = ("≤", "holds") if best["holds"] else (">", "does not hold")
     sentences.append(
         f"Risk ≤ that of the best linear predictor from {linear}: {number(best['risk'])} {sign} "
         f"{number(best['linear'])} {says} for {best['of']}" + (f" ({best['paper']})." if best["paper"] else ".")
     )
     own = found["bounds"][-1]
-    sentences.append(
-        f"As it is, the model has a risk of {number(own['risk'])}, "
-        + ("below" if own["holds"] else "ABOVE")
-        + " that predictor's"
-        + ("." if own["holds"] else ": the bound is one on minima, and training has not come to one.")
-    )
+    place = "below" if own["holds"] else "above"
+    why = ": the bound is one on minima, and training has not come to one" if own["paper"] and not own["holds"] else ""
+    sentences.append(f"As it is, the model has a risk of {number(own['risk'])}, {place} that predictor's{why}.")
+    features, rows = sum(found["model"]["features"]), found["data"]["rows"]
+    if features >= rows:
+        sentences.append(f"{features} features are enough to fit any {rows} rows: here a least risk of 0 says little.")
     if not risks["attained"]:
         sentences.append(
             "Some classes can be separated by a linear map of the features, so some least risks are only approached."
@@ -102,7 +105,7 @@ def _cost(risks: dict) -> str:
     relative = (
         "" if risks["relative_gap"] is None else f" ({percent(100 * risks['relative_gap'])} above the best heads')"
     )
-    return f"The coupling of the last two linear maps costs {number(gap)} of risk{relative}, whatever they are."
+    return f"The coupling of the last two linear maps costs {number(gap)} of risk{relative}, however they are chosen."
 
 
 def _a_resnest(found: dict) -> tuple[bool, str, list[str]]:
