@@ -161,7 +161,11 @@ def _risks(found: dict) -> str:
     rows.append(["Best heads", number(risks["heads"]), f"a linear map of its own for every feature v_i {problem}"])
     if risks["gap"] is not None:
         share = risks["relative_gap"]
-        relative = "" if share is None else f", {words.percent(100 * share)} of the best heads' risk"
+        relative = (
+            ""
+            if share is None or abs(share) < words.NOTHING
+            else f", {words.percent(100 * share)} of the best heads' risk"
+        )
         rows.append(["Gap", number(risks["gap"], 3), f"what the coupling of W_L and W_(L+1) costs (8){relative}"])
     rows.append(["Best linear predictor", number(risks["linear"]), f"from {risks['linear_of']} alone, no network"])
     table = _table("Risks", ["Of", "Risk", "With"], [[_math(a), b, _math(c)] for a, b, c in rows], (1,))

@@ -54,11 +54,12 @@ def run(options: Options) -> tuple[Path, Path]:
         model, origin = _trained(data, options)
         name = options.model
     found = gather(model, data, loss=options.loss, origin=origin)
-    options.out.mkdir(parents=True, exist_ok=True)
     stem = "-".join(_plain(part) for part in ("report", data.name, name))
     html, numbers = options.out / f"{stem}.html", options.out / f"{stem}.json"
+    shown = page.render(found, numbers.name)
+    options.out.mkdir(parents=True, exist_ok=True)
     numbers.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    html.write_text(page.render(found, numbers.name), encoding="utf-8")
+    html.write_text(shown, encoding="utf-8")
     verdict = found["verdict"]
     print(f"{words.model(found['model'])}\n\n{verdict['headline']}")
     print(*(f"  {sentence}" for sentence in verdict["sentences"]), f"\npage: {html}\nnumbers: {numbers}", sep="\n")

@@ -80,7 +80,11 @@ def _resnest(found: dict) -> tuple[bool, str, list[str]]:
             f"{fourth['numbers']['columns']} features before the last block apart, so the coupling of the last two "
         )
         first += f"linear maps costs nothing (Theorem 1; measured: {number(risks['gap'], 2)})."
-        return True, headline, [first]
+        sentences = [first]
+        if not found["assumptions"]["1"]["holds"]:
+            headline = "The guarantees about the risk of a wide ResNEst hold for this model and data."
+            sentences.append(f"Assumption 1, about its landscape, does not: {found['assumptions']['1']['says']}.")
+        return True, headline, sentences
     headline, sentences = [], []
     if not third["holds"]:
         numbers = third["numbers"]

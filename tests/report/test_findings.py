@@ -95,6 +95,17 @@ def test_verdict(kind, sizes, holds, headline):
         assert "The coupling of the last two linear maps costs" in said
 
 
+def test_dead_features_of_the_last_block():
+    rows = dataset()
+    model = build("resnest", rows.outputs)
+    with torch.no_grad():
+        model.chain.down_bias[-1, 0] = -1e6
+    verdict = findings.gather(model, rows, origin=ORIGIN)["verdict"]
+    assert verdict["holds"]
+    assert verdict["headline"].startswith("The guarantees about the risk of a wide ResNEst hold")
+    assert "Assumption 1, about its landscape, does not" in verdict["sentences"][1]
+
+
 def test_dependent_maps_of_a_wide_model():
     rows = dataset()
     model = build("resnest", rows.outputs)
