@@ -1,14 +1,14 @@
 """Adding blocks does not hurt (Corollary 1 of arXiv 2111.05496), on handwritten digits.
 
-Two ResNEsts of 16 blocks learn to write the class of a digit as a vector. After each block i: the risk of the best head on
-the features v_0, ..., v_i, and of the best linear predictor from the stream x_i. The first can never rise, in any network:
-a head may leave new features out. The second is what a ResNEst cut off after block i can reach. In a wide one, whose stream
-keeps all features apart (assumption 4), the two are the same, so that it never rises either. In a narrow one it may rise,
-as new features are added on top of old ones; training decides whether it does.
+Two ResNEsts of 16 blocks learn to write the class of a digit as a vector. After each block i: the risk of the best head
+on the features v_0, ..., v_i, and of the best linear predictor from the stream x_i. The first can never rise, in any
+network: a head may leave new features out. The second is what a ResNEst cut off after block i can reach. In a wide one,
+whose stream keeps all features apart (assumption 4), the two are the same, so that it never rises either. In a narrow
+one it may rise, as new features are added on top of old ones; training decides whether it does.
 """
 
 from fastnest import models, theory
-from gallery import axes, digits, options, save, trained
+from gallery import axes, digits, one_thread, options, save, trained
 
 BLOCKS, BOTTLENECK = 16, 16
 WIDE = 64 + BLOCKS * BOTTLENECK  # the input and every feature
@@ -50,12 +50,15 @@ def draw(networks: dict[int, dict[int, theory.BlockProfile]], linear: float):
     return figure
 
 
+@one_thread()
 def main(arguments: list[str] | None = None) -> dict[int, dict[int, theory.BlockProfile]]:
     chosen = options(__doc__, arguments, epochs=60)
     data = digits()
     networks = {width: profiles(width, data, chosen.epochs) for width in (WIDE, NARROW)}
     linear = theory.best_linear_predictor(data.x, data.y).risk
-    print(f"{'width':>5} {'epochs':>6}   {'risk after block 0, 4, 8, 12, 16: from v':<42}{'from x_i':<38}rises at blocks")
+    print(
+        f"{'width':>5} {'epochs':>6}   {'risk after block 0, 4, 8, 12, 16: from v':<42}{'from x_i':<38}rises at blocks"
+    )
     for width, found in networks.items():
         for epochs, one in found.items():
             head, stream = (" ".join(f"{risk:.4f}" for risk in r[::4]) for r in (one.head_risk, one.stream_risk))

@@ -1,15 +1,15 @@
 """The coupling problem of a narrow ResNEst, gone in a wide one (equation 8 and Theorem 1 of arXiv 2111.05496).
 
-The last two linear maps W_L and W_{L+1} of a ResNEst predict from all features, but W_{L+1} also has to undo what earlier
-blocks share the stream for. An A-ResNEst with the same features has a linear map for each. The gap between the least risks
-of the two is what the coupling costs. It must be 0 once [W_0, ..., W_{L-1}] has full column rank (assumption 4), which
-takes a width of at least N_in + K_1 + ... + K_{L-1}.
+The output of a ResNEst is linear in all features, but they share one stream: where that is narrow, W_{L+1} cannot weigh
+them one by one. An A-ResNEst with the same features has a linear map for each. The gap between the least risks of the
+two, over W_L and W_{L+1} and over all H_i, is what the coupling costs. It is 0 once [W_0, ..., W_{L-1}] has full column
+rank (assumption 4), which takes a width of at least N_in + K_1 + ... + K_{L-1}.
 """
 
 from typing import NamedTuple
 
 from fastnest import models, theory
-from gallery import axes, digits, options, save, trained
+from gallery import axes, digits, one_thread, options, save, trained
 
 BLOCKS, BOTTLENECK = 8, 16
 ENOUGH = 64 + (BLOCKS - 1) * BOTTLENECK  # columns of [W_0, ..., W_{L-1}]
@@ -32,9 +32,7 @@ class Row(NamedTuple):
 def measure(width: int, data, epochs: int) -> Row:
     model = trained(models.ResNEst, data, epochs, width=width, bottleneck=BOTTLENECK, blocks=BLOCKS)
     risk = theory.empirical_risk(model, data.x, data.y)
-    return Row(
-        width, risk, theory.risk_gap(model, data.x, data.y), theory.check_assumptions(model, data.x, data.y)
-    )
+    return Row(width, risk, theory.risk_gap(model, data.x, data.y), theory.check_assumptions(model, data.x, data.y))
 
 
 def draw(rows: list[Row]):
@@ -55,12 +53,18 @@ def draw(rows: list[Row]):
         axis.axvline(ENOUGH, color="C3", linewidth=1, linestyle="--")
         axis.set(xlim=(0, None), xticks=range(0, 257, 64))
     right.annotate(
-        f"$N_{{in}} + K_1 + ... + K_{{L-1}}$ = {ENOUGH}", (ENOUGH, 1e-8), (-6, 0), textcoords="offset points", ha="right", color="C3"
+        f"$N_{{in}} + K_1 + ... + K_{{L-1}}$ = {ENOUGH}",
+        (ENOUGH, 1e-8),
+        (-6, 0),
+        textcoords="offset points",
+        ha="right",
+        color="C3",
     )
     left.legend(fontsize=8, framealpha=1, edgecolor="none", borderpad=0)
     return figure
 
 
+@one_thread()
 def main(arguments: list[str] | None = None) -> list[Row]:
     chosen = options(__doc__, arguments, epochs=60)
     data = digits()

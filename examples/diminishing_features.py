@@ -1,15 +1,15 @@
 """Diminishing features (arXiv 2111.05496, section 1.4): how much of what a block computes is new to the head.
 
 The output of a ResNEst or DenseNEst is linear in the features of its blocks. What an affine map of v_0, ..., v_{i-1}
-predicts of v_i the head could have had without block i; `linear_unpredictability` is the share of v_i's variance that is
-left. Three networks of 16 blocks with 16 features each, trained on digits: a narrow ResNEst, whose blocks all read one
-small stream, a wide one, and a DenseNEst. The share says how much is new, not how useful it is: that is the risk.
+predicts of v_i the head could have had without block i; `linear_unpredictability` is the share of v_i's variance that
+is left. Three networks of 16 blocks with 16 features each, trained on digits: a narrow ResNEst, whose blocks all read
+one small stream, a wide one, and a DenseNEst. The share says how much is new, not how useful it is: that is the risk.
 """
 
 from itertools import accumulate
 
 from fastnest import models, theory
-from gallery import axes, digits, options, save, trained
+from gallery import axes, digits, one_thread, options, save, trained
 
 BLOCKS, FEATURES = 16, 16
 WIDE = 64 + BLOCKS * FEATURES
@@ -46,6 +46,7 @@ def draw(profiles: dict[str, theory.BlockProfile], samples: int):
     return figure
 
 
+@one_thread()
 def main(arguments: list[str] | None = None) -> dict[str, theory.BlockProfile]:
     chosen = options(__doc__, arguments, epochs=60)
     data = digits()

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from fastnest.demo import data, training
 
 HERE = Path(__file__).parent
 SEED = 0
+
+
+@contextmanager
+def one_thread():
+    """Networks this small gain nothing from a second thread, and the same rounding everywhere keeps numbers the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def digits() -> data.Dataset:
