@@ -18,7 +18,7 @@ SEED = 0
 
 @contextmanager
 def one_thread():
-    """Networks this small gain nothing from a second thread, and the same rounding everywhere keeps numbers the same."""
+    """Networks this small gain nothing from a second thread, and rounding that depends on none keeps numbers equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
