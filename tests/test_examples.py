@@ -8,8 +8,9 @@ import pytest
 import adding_blocks
 import coupling
 import diminishing_features
+import stopping_at_a_saddle
 
-for package in ("sklearn", "matplotlib", "tqdm"):
+for package in ("sklearn", "matplotlib", "scipy", "tqdm"):
     pytest.importorskip(package)
 
 EXAMPLES = Path(adding_blocks.__file__).parent
@@ -61,6 +62,18 @@ def test_diminishing_features(tmp_path):
         assert one.head_is_monotone
     narrow, wide, dense = (sum(one.unpredictability[-4:]) for one in profiles.values())
     assert narrow < dense < wide
+
+
+def test_stopping_at_a_saddle(tmp_path):
+    found = stopping_at_a_saddle.main([*arguments(tmp_path, 2), "--steps", "30"])
+    assert is_picture(tmp_path / "stopping_at_a_saddle.png")
+    saddle, optimum = found.saddle, found.optimum
+    assert (saddle.verdict, saddle.rank, saddle.full_rank) == ("strict saddle", stopping_at_a_saddle.RANK, False)
+    assert (optimum.verdict, optimum.rank) == ("global minimiser", 10)
+    assert optimum.risk == pytest.approx(saddle.least_risk)
+    assert min(found.along) < saddle.risk
+    assert found.stays[-1] == pytest.approx(saddle.risk)
+    assert optimum.risk < found.leaves[-1] < saddle.escaped_risk < saddle.risk
 
 
 def test_gallery_shows_every_example():
