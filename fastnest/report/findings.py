@@ -23,7 +23,7 @@ from . import words
 FORMAT = "fastnest report, 1"
 ROUNDING = 1e-9  # relative: risks that differ by less are equal
 ROWS = 512  # that a model sees at once
-HESSIAN = 4096  # weights in W_L and W_{L+1} up to which its least eigenvalue is looked for: seconds; at 10,000 minutes
+HESSIAN = 12288  # weights in W_L and W_{L+1} up to which its least eigenvalue is looked for: ten seconds
 
 
 def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", origin: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
             drops), unpredictability.
         block_words: sentences about them.
         critical_point: null, or the fields of theory.CriticalPoint without the direction, outputs and weights;
-            the Hessian's are null above 4096 weights. critical_point_words: sentences about it, or why there is none.
+            the Hessian's are null above 12288 weights. critical_point_words: sentences about it, or why there is none.
     """
     model.eval()
     x, y, classes = data.x, data.y, data.outputs if data.is_classification else None

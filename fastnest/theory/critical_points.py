@@ -15,8 +15,10 @@ from .convex import least_squares
 from .features import linear_maps
 from .risk import Prediction, augmented_head, prediction, solve_prediction
 
-LANCZOS = 1e-9  # to which the least eigenvalue is found, of the largest magnitude among them
+LANCZOS = 1e-6  # to which the least eigenvalue is found, of the largest magnitude among them
 VECTORS = 64  # of Lanczos, before it restarts; of 20 it failed where the least eigenvalue is one of many near 0
+RESTARTS = 20  # at most; the direction that the theory knows of is looked at in any case
+ROUNDING = 1e-12  # of the largest magnitude: a curvature below 0 by more than this is one
 DENSE = 512  # weights up to which the Hessian is made, column by column, and its eigenvalues are found directly
 
 Point = tuple[Tensor, Tensor]  # W_L [m, k], W_{L+1} [o, m], or a direction in that space
@@ -117,8 +119,19 @@ def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
     # As the largest eigenvalue of |most| - H: near 0, where the least ones of a minimiser lie in great number, Lanczos
     # would look for digits that rounding does not leave.
     top, options = abs(most), {"k": 1, "which": "LA", "v0": start, "tol": LANCZOS, "ncv": VECTORS}
-    values, vectors = linalg.eigsh(operator(lambda d: top * d - curvature(d)), **options)
-    return top - float(values[0]), unpacked(vectors[:, 0]), top
+    try:
+        found = linalg.eigsh(operator(lambda d: top * d - curvature(d)), maxiter=RESTARTS, **options)[1]
+    except linalg.ArpackNoConvergence:
+        found = start[:, None] / numpy.linalg.norm(start)
+    # The curvature along any direction bounds the least eigenvalue from above, whatever Lanczos left undone.
+    directions = [unpacked(found[:, 0]), _falling(at)]
+    least, direction = min(((_along(at, d), d) for d in directions), key=lambda one: one[0])
+    return least, direction, top
+
+
+def _along(at: Derivatives, direction: Point) -> float:
+    """The curvature along a direction of norm 1."""
+    return float(sum((d * c).sum() for d, c in zip(direction, at.curvature(direction), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,8 @@ class CriticalPoint:
             `tolerance` of this.
         rank: of W_{L+1}, of at most min(M, N_o); singular values below `tolerance` of the largest count as 0.
         full_rank: whether it is N_o; then a critical point is a global minimiser (Theorem 1).
-        least_eigenvalue: of the Hessian.
+        least_eigenvalue: of the Hessian: the curvature along `direction`, which bounds it from above; with more than
+            512 weights to 1e-6 of the largest, or as near as 20 restarts of Lanczos came.
         largest_eigenvalue: of the Hessian, in magnitude, to a few digits.
         direction: the least eigenvalue's, (W_L [m, k], W_{L+1} [o, m]) of norm 1 together.
         escaped_risk: the least risk found by stepping along the direction, either way; below `risk` at a strict saddle.
@@ -203,7 +217,7 @@ def at_point(problem: Prediction, W_L: Tensor, W_Lp1: Tensor, tolerance: float) 
         verdict = "not critical"
     elif risk <= least_risk + near:
         verdict = "global minimiser"
-    elif least < -10 * LANCZOS * most and escaped < risk:
+    elif least < -ROUNDING * most and escaped < risk:
         verdict = "strict saddle"
     else:
         verdict = "degenerate"
