@@ -28,7 +28,7 @@ environment: $(VENV)/environment.stamp
 
 $(VENV)/install.stamp: $(VENV)/environment.stamp setup.py
 	@echo "build: fastnest with its C++ kernels into $(VENV), $(MAX_JOBS) files at a time"
-	$(PIP) --no-build-isolation -e ".[test,bench,demo,theory,plot,lint]" "$(TORCH)"
+	$(PIP) --no-build-isolation -e ".[test,bench,demo,theory,plot,report,lint]" "$(TORCH)"
 	$(PY) -m fastnest info
 	@touch $@
 
@@ -50,7 +50,7 @@ test: build
 bench: build
 	@echo "bench: every op and model against its peers, as shipped and fair, and the README's tables; an hour and a half on 2 cores"
 	$(PY) -m fastnest bench --full
-	$(PY) -m fastnest report --readme README.md
+	$(PY) -m fastnest bench --show --readme README.md
 
 lint: build
 	@echo "lint: ruff and clang-format, changing nothing"

@@ -153,7 +153,7 @@ def rewrite(path: Path, results: Sequence[dict]) -> None:
     """Replaces what stands between the markers of the file."""
     text = Path(path).read_text()
     if BEGIN not in text or END not in text:
-        raise ValueError(f"report: {path} must contain {BEGIN} and {END}")
+        raise ValueError(f"bench: {path} must contain {BEGIN} and {END}")
     before, rest = text.split(BEGIN, 1)
     tables = "\n".join(map(markdown, results))
     Path(path).write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{rest.split(END, 1)[1]}")

@@ -3,7 +3,7 @@
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 import fastnest
 
 from ._optional import MissingExtra
+from .options import IMAGE_OPTIONS, TABLE_OPTIONS, TABLE_TRAINING, of_bench, of_report, of_train
 
 BUILD_AGAIN = "install a C++ compiler (g++ >= 11), then `make build`, or `pip install -e .` in the source folder"
 
@@ -45,20 +46,23 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Runs the benchmarks, as shipped and fair, writes the JSON and prints its tables."""
+    """Runs the benchmarks, as shipped and fair, writes the JSON and prints its tables; or shows what was stored."""
     from .benchmarks import report, run
 
+    if arguments.show is not None:
+        return _show_results(arguments)
+    if arguments.plot or arguments.readme:
+        raise ValueError("--plot and --readme need --show, which says of which results")
     conditions = [arguments.condition] if arguments.condition else run.CONDITIONS
     result = run.run(arguments.out, full=arguments.full, only=arguments.only, conditions=conditions)
     print(report.markdown(result))
     return 0 if run.complete(result) else 1
 
 
-def report(arguments: argparse.Namespace) -> int:
-    """Prints the tables of a benchmark JSON; with --plot draws it, with --readme rewrites a file's figures."""
+def _show_results(arguments: argparse.Namespace) -> int:
     from .benchmarks import report
 
-    results = report.load(arguments.json)
+    results = report.load(arguments.show)
     if arguments.readme:
         report.rewrite(arguments.readme, results)
         print(f"figures of {arguments.readme} rewritten")
@@ -69,12 +73,23 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# Options of `fastnest train` for one sort of data only, and what they are when not given.
-TABLE_OPTIONS = {"target": None, "regression": False, "model": "resnest", "width": 128, "blocks": 8}
-IMAGE_OPTIONS = (
-    *("arch", "kind", "root", "synthetic", "batch", "amp", "compile"),
-    *("checkpoint", "checkpoint_every", "resume"),
-)
+def report(arguments: argparse.Namespace) -> int:
+    """Which guarantees hold for a model and data, as an HTML page and a JSON; trains a model where none is given."""
+    from .report.run import Options, run
+
+    given = {name: getattr(arguments, name) for name in TABLE_TRAINING if getattr(arguments, name) is not None}
+    if given and arguments.saved:
+        raise ValueError(f"{_said(given)}: only for training, and {arguments.saved} is trained")
+    for name in ("width", "blocks", "epochs"):
+        if given.get(name, 1) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {given[name]}")
+    names = ("data", "saved", "target", "regression", "loss", "activation", "post_activation", "kind", "out")
+    run(Options(**{name: getattr(arguments, name) for name in names}, **given))
+    return 0
+
+
+def _said(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -90,8 +105,9 @@ def train(arguments: argparse.Namespace) -> int:
     images = source is None or source in ("cifar10", "cifar100") or Path(source).is_dir()
     foreign = [name for name in (TABLE_OPTIONS if images else IMAGE_OPTIONS) if getattr(arguments, name) is not None]
     if foreign:
-        said = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-        raise ValueError(f"{said}: not for {'images' if images else f'a table, and {source} is one or not a folder'}")
+        raise ValueError(
+            f"{_said(foreign)}: not for {'images' if images else f'a table, and {source} is one or not a folder'}"
+        )
     if images:
         from .training.run import run
 
@@ -134,70 +150,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, default=Path("out"), help="folder for the plot (default: out)")
     one.add_argument("--epochs", type=int, default=None, help="epochs of every training (default: as tuned)")
 
-    one = command(bench)
-    one.add_argument("--full", action="store_true", help="every shape: on 2 cores an hour and a half, not 2 minutes")
-    one.add_argument("--only", default="", metavar="REGEX", help="only cases whose file and name match")
-    one.add_argument("--condition", choices=("as_shipped", "fair"), help="only this one (default: both)")
-    one.add_argument("--out", type=Path, metavar="JSON", help="where to write (--full: results/<machine>.json)")
-
-    one = command(report)
-    one.add_argument("json", type=Path, nargs="*", help="files `fastnest bench` wrote (default: those shipped)")
-    one.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios into this file")
-    one.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables between this file's markers")
-
-    _train_options(command(train))
+    of_bench(command(bench))
+    of_report(command(report))
+    of_train(command(train))
     return root
-
-
-def _train_options(one: argparse.ArgumentParser) -> None:
-    """No option has a default here but the seed: what is given has to fit the data."""
-    one.set_defaults(usage_error=one.error)
-    source = one.add_mutually_exclusive_group()
-    what = "digits, diabetes, wine, breast_cancer, iris, FILE.csv with a header, FILE.npz with x and y; or "
-    what += "cifar10, cifar100, a FOLDER with their binary files"
-    source.add_argument("data", nargs="?", help=what)
-    source.add_argument("--data", dest="data_option", metavar="DATA", help="the same as an option")
-    one.add_argument("--epochs", type=int, help="default: 30 for a table, 200 for images")
-    one.add_argument("--rate", type=float, help="learning rate: of AdamW for a table (0.002), of SGD for images (0.1)")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--save", type=Path, metavar="PT", help="write the state_dict here")
-
-    table = one.add_argument_group("tables")
-    table.add_argument("--target", help="the csv's column to predict (default: the last)")
-    table.add_argument(
-        "--regression", action="store_true", default=None, help="whole numbers in the target are values, not classes"
-    )
-    table.add_argument("--model", choices=("resnest", "aresnest", "densenest"), help="default: resnest")
-    table.add_argument("--width", type=int, help="stream width (ResNEst) or total growth (DenseNEst), default: 128")
-    table.add_argument("--blocks", type=int, help="default: 8")
-
-    images = one.add_argument_group(
-        "images",
-        "SGD with Nesterov's momentum 0.9 and weight decay 5e-4; the rate falls to a fifth after 3, 6 and 8 tenths of "
-        "the epochs; crops off by up to 4 pixels and mirrored images. With N processes, which share every batch: "
-        "torchrun --nproc-per-node N -m fastnest train ...",
-    )
-    images.add_argument(
-        "--arch", help="wrn_16_8 (default), wrn_40_4, resnet_20, resnet_110, densenet121, bc_100_12, ..."
-    )
-    images.add_argument(
-        "--kind", help="standard, resnest (default), bn_resnest, a_resnest; of densenets densenest (default)"
-    )
-    images.add_argument("--root", type=Path, help="folder of the data set's files (default: data)")
-    images.add_argument(
-        "--synthetic",
-        type=int,
-        nargs="?",
-        const=2048,
-        metavar="N",
-        help="a dry run on N made-up images (default: 2048)",
-    )
-    images.add_argument("--batch", type=int, help="images per step, over all processes (default: 128)")
-    images.add_argument("--amp", choices=("bfloat16",), help="compute in this type by autocast")
-    images.add_argument("--compile", action="store_true", default=None, help="run through torch.compile")
-    images.add_argument("--checkpoint", type=Path, metavar="FILE", help="write the training's state here every epoch")
-    images.add_argument("--checkpoint-every", type=int, metavar="N", help="and every N steps")
-    images.add_argument("--resume", action="store_true", default=None, help="go on from --checkpoint if it is there")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,6 +161,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.function(arguments)
-    except (MissingExtra, ValueError, FileNotFoundError) as error:
+    except (MissingExtra, ValueError, OSError) as error:
         print(f"fastnest {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -48,7 +48,8 @@ def test_wrong_call(arguments, capsys):
         (["train", "iriss"], "one of digits"),
         (["train", "nowhere.csv"], "nowhere.csv"),
         (["bench", "--only", "no such case"], "no case has" if CPP else "nothing to compare"),
-        (["report", "nowhere.json"], "nowhere.json"),
+        (["bench", "--show", "nowhere.json"], "nowhere.json"),
+        (["bench", "--readme", "README.md"], "--plot and --readme need --show"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, capsys):
@@ -227,7 +228,7 @@ def result(failures=()) -> dict:
 def test_report_tables(tmp_path, capsys):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result()))
-    assert cli.main(["report", str(path)]) == 0
+    assert cli.main(["bench", "--show", str(path)]) == 0
     said = capsys.readouterr().out
     assert "| N | M | fastnest | share of peak | x eager | x compile | **x best** |" in said
     assert "| 64 | 8 | 500 us / 500 us | 50% / 50% | 8.00 / 4.00 | 4.00 / 2.00 | **4.00 / 2.00** |" in said
@@ -241,14 +242,14 @@ def test_report_rewrites_only_between_the_markers(tmp_path, capsys):
     path, readme = tmp_path / "result.json", tmp_path / "README.md"
     path.write_text(json.dumps(result()))
     readme.write_text(f"before\n{report.BEGIN}\nstale figures\n{report.END}\nafter\n")
-    assert cli.main(["report", str(path), "--readme", str(readme)]) == 0
+    assert cli.main(["bench", "--show", str(path), "--readme", str(readme)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "stale figures" not in text
     assert "Some CPU" in text
     readme.write_text("no markers")
-    assert cli.main(["report", str(path), "--readme", str(readme)]) == 2
+    assert cli.main(["bench", "--show", str(path), "--readme", str(readme)]) == 2
 
 
 def test_report_shows_failures(tmp_path):

@@ -82,18 +82,119 @@ def test_csv_targets(text, kind, outputs, tmp_path):
         ("a,b\n" + "1,2\n" * 9, "c", "target must be one of a, b, got 'c'"),
         ("a,b\n" + "x,2\n" * 9, None, "every column but the target must hold numbers"),
         ("a,b\n" + "1,2\n" * 3, None, "at least 8 rows"),
+        ("a,b\n" + "1,2\n" * 9 + "1", None, "a header and lines as long as it, got lines of 1, 2 values"),
+        ("", None, "a header and lines as long as it, got 0 lines"),
+        ("a\n" + "1\n" * 9, None, "at least two columns, got 1"),
+        ("a,b\n" + "nan,2\n" * 9, None, "x must be finite, got NaN or Inf"),
+        ("a,b\n" + "1,inf\n" * 9, None, "y must be finite, got NaN or Inf"),
+        ("a,b\n" + f"{'1' * 200000},2\n" * 9, None, "cannot be read as a .csv: field larger than"),
+        (b"a,b\n" + b"\xff\xfe,2\n" * 9, None, "cannot be read as a .csv"),
     ],
 )
 def test_bad_csv(text, target, said, tmp_path):
-    (tmp_path / "rows.csv").write_text(text)
+    (tmp_path / "rows.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=said):
         data.load(str(tmp_path / "rows.csv"), target=target)
 
 
-def test_bad_npz(tmp_path):
-    numpy.savez(tmp_path / "rows.npz", x=numpy.zeros((9, 2)))
-    with pytest.raises(ValueError, match="must hold arrays x and y, got x"):
+ROWS = numpy.arange(18.0).reshape(9, 2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x": ROWS}, "must hold arrays x and y, got x"),
+        ({"x": ROWS, "y": numpy.array([{}] * 9)}, "cannot be read as a .npz: Object arrays cannot be loaded"),
+        ({"x": ROWS.astype(complex), "y": ROWS[:, 0]}, "rows: x must hold numbers, got complex128"),
+        ({"x": ROWS.astype(str), "y": ROWS[:, 0]}, "rows: x must hold numbers, got <U32"),
+        ({"x": ROWS, "y": numpy.full(9, numpy.nan)}, "rows: y must be finite, got NaN or Inf"),
+        (
+            {"x": ROWS[:, 0], "y": ROWS[:, 0]},
+            r"height, width\] with at least 8 rows and y as long, got x \[9\], y \[9\]",
+        ),
+        ({"x": ROWS, "y": ROWS[:8, 0]}, r"got x \[9, 2\], y \[8\]"),
+        ({"x": ROWS[:, :0], "y": ROWS[:, 0]}, r"got x \[9, 0\], y \[9\]"),
+    ],
+)
+def test_bad_npz(arrays, said, tmp_path):
+    numpy.savez(tmp_path / "rows.npz", **arrays)
+    with pytest.raises(ValueError, match=said):
         data.load(str(tmp_path / "rows.npz"))
+
+
+def parquet(path, **columns):
+    pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").table(columns), path)
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+def test_files_that_are_cut_short(form, tmp_path):
+    path = tmp_path / f"rows.{form}"
+    if form == "npz":
+        numpy.savez_compressed(path, x=ROWS, y=ROWS[:, 0])
+    else:
+        parquet(path, a=ROWS[:, 0], b=ROWS[:, 1])
+    whole = path.read_bytes()
+    assert len(data.load(str(path)).x) == 7
+    broken = bytearray(whole)
+    broken[60:90] = bytes(30)
+    for content in (b"", whole[:20], whole[:-20], whole[len(whole) // 2 :], b"PK" + whole[2:100], bytes(broken)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"rows.{form} cannot be read as a .{form}"):
+            data.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("target", "regression", "outputs", "classes"),
+    [
+        ("b", False, 9, True),
+        ("b", True, 1, False),
+        ("a", False, 1, False),
+        ("c", False, 2, True),
+        (None, False, 2, True),
+    ],
+)
+def test_parquet_targets(target, regression, outputs, classes, tmp_path):
+    path = tmp_path / "rows.parquet"
+    parquet(path, a=ROWS[:, 0], b=numpy.arange(9), c=[True, False, True] * 3)
+    found = data.load(str(path), target=target, regression=regression)
+    assert (found.outputs, found.is_classification, found.x.shape[1]) == (outputs, classes, 2)
+    parquet(path, a=ROWS[:, 0], wanted=["u", "v", "w"] * 3)
+    assert data.load(str(path), target="wanted").outputs == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "said"),
+    [
+        (
+            {"a": [1.0] * 9, "b": [1, None] * 4 + [1]},
+            None,
+            "every column must have a value in every row, got nulls in b",
+        ),
+        ({"a": ["x"] * 9, "b": [1] * 9}, None, "every column but the target must hold numbers"),
+        ({"a": [[1]] * 9, "b": [1] * 9}, None, "every column but the target must hold numbers"),
+        ({"a": [1.0] * 9, "b": ["x"] * 9}, "c", "target must be one of a, b, got 'c'"),
+        ({"b": [1] * 9}, None, "at least two columns, got 1"),
+    ],
+)
+def test_bad_parquet(columns, target, said, tmp_path):
+    parquet(tmp_path / "rows.parquet", **columns)
+    with pytest.raises(ValueError, match=said):
+        data.load(str(tmp_path / "rows.parquet"), target=target)
+
+
+def test_images_are_standardised_by_channel(tmp_path):
+    images = numpy.random.default_rng(0).integers(0, 256, size=(20, 3, 4, 5), dtype=numpy.uint8)
+    images[:, 2] = 7
+    numpy.savez(tmp_path / "images.npz", x=images, y=numpy.arange(20) % 2 == 0)
+    found = data.load(str(tmp_path / "images.npz"))
+    assert found.x.shape == (15, 3, 4, 5)
+    assert found.outputs == 2
+    assert found.x.mean((0, 2, 3)).allclose(torch.zeros(3), atol=1e-5)
+    assert found.x[:, :2].std((0, 2, 3)).allclose(torch.ones(2), atol=1e-2)
+    assert found.x[:, 2].eq(0).all()
+    assert "15 training and 5 held-out rows of 3 x 4 x 5, 2 classes" in str(found)
+    with pytest.raises(ValueError, match="resnest: data must be rows of features, got images of 3 x 4 x 5"):
+        training.build("resnest", found, 8, 2, seed=0)
 
 
 def test_plot(tmp_path):

@@ -17,6 +17,7 @@ BESIDE = {
     "convert": {"_backend", "nn"},
     "testing": {"reference", "_backend", "functional"},
     "training": {"_optional", "models"},
+    "report": {"_optional", "__version__", "demo", "models", "theory", "training"},
 }
 ANYONE = {"_C"}
 OPTIONAL = {"theory": {"_optional"}}  # parts that take a package which fastnest does not require, when called

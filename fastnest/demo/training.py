@@ -37,6 +37,8 @@ class Score:
 def build(kind: str, data: Dataset, width: int, blocks: int, seed: int) -> torch.nn.Module:
     """A stream of `width` with bottlenecks of width / 8, or dense growths that sum to `width` with DenseNet's hidden
     layers of 4 growths."""
+    if data.x.dim() != 2:
+        raise ValueError(f"{kind}: data must be rows of features, got images of {data.shape}")
     torch.manual_seed(seed)
     sizes = data.x.shape[1], data.outputs
     if kind == "densenest":
@@ -61,6 +63,7 @@ def fit(
     batch: int = 128,
     decay: float = 1e-2,
     label: str = "training",
+    loss: Callable[[torch.nn.Module, Tensor, Tensor], Tensor] = loss,
     every_epoch: Callable[[int], None] | None = None,
 ) -> Fit:
     """AdamW on shuffled batches with a rate that falls to zero; the same seed gives the same batches."""
@@ -91,7 +94,11 @@ def fit(
 def score(model: torch.nn.Module, data: Dataset) -> Score:
     """On the held-out rows."""
     model.eval()
-    output = model(data.x_held_out)
+    return score_of(torch.cat([model(rows) for rows in data.x_held_out.split(1024)]), data)
+
+
+def score_of(output: Tensor, data: Dataset) -> Score:
+    """Of outputs for the held-out rows."""
     if data.is_classification:
         return Score(float((output.argmax(1) == data.y_held_out).double().mean()))
     error = (output - data.y_held_out).double().square()

@@ -73,8 +73,7 @@ def check_assumptions(
     Args:
         model: whatever `features` takes; run in evaluation. 3 is about models with a stream that ends in a linear map,
             4 about those whose stream is linear in the features: ResNEst, AResNEst, DenseNEst (where it always holds,
-                with
-            condition number 1: Proposition 4).
+            with condition number 1: Proposition 4).
         x, y: inputs and targets [n, o], [n] or classes [n]; or an iterable of batches (x, y), read once.
         progress: a bar on stderr; None: where that is a terminal.
     """

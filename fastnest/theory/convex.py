@@ -41,6 +41,14 @@ def basis(rows: Tensor) -> Basis:
     return Basis(left[:, :rank], values[:rank], right[:rank].T)
 
 
+def column_span(rows: Tensor) -> Tensor:
+    """An orthonormal basis [r, k] of the columns of rows [r, d], without rounding: by QR with column pivoting, several
+    times as fast as singular values."""
+    Q, R, _ = optional("scipy.linalg", "theory").qr(rows.cpu().numpy(), mode="economic", pivoting=True)
+    Q, size = torch.from_numpy(Q).to(rows), torch.from_numpy(R).diagonal().abs()
+    return Q[:, : int((size > max(rows.shape) * torch.finfo(rows.dtype).eps * size[:1]).sum())]
+
+
 def least_squares(rows: Tensor, targets: Tensor, shrink: float = 0.0) -> Tensor:
     """The X [d, o] of least norm that minimises |rows X - targets|^2 + shrink |X|^2."""
     left, values, vectors = basis(rows)
@@ -76,10 +84,12 @@ class Risk:
         return w @ self.transform.T
 
     def _sums(self, w: Tensor, per_batch: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]], like: list[Tensor]):
-        totals = like
+        """Means of what per_batch makes of the features as they are, a batch's outputs and its targets."""
+        totals, h = like, self.weight(w)
         for v, y in self.samples:
-            f = v @ self.transform
-            for total, value in zip(totals, per_batch(f, f @ w.T, y), strict=True):
+            if not len(y):  # its mean is no number
+                continue
+            for total, value in zip(totals, per_batch(v, v @ h.T, y), strict=True):
                 total += value * (len(y) / self.count)
         return summed(*totals)
 
@@ -87,32 +97,34 @@ class Risk:
         """Risk, gradient [o, k], and the least margin by which a sample's class beats the others (inf: no classes)."""
         margin = torch.full((), torch.inf, dtype=w.dtype, device=w.device)
 
-        def of(f: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        def of(v: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 value = self.loss.mean(z.requires_grad_(), y)
             (dz,) = torch.autograd.grad(value, z)
-            if y.dim() == 1 and len(y):
+            if y.dim() == 1:
                 margin.copy_(torch.minimum(margin, _margins(z.detach(), y).min()))
-            return value.detach(), dz.T @ f
+            return value.detach(), dz.T @ v
 
-        risk, gradient = self._sums(w, of, [w.new_zeros(()), torch.zeros_like(w)])
         h = self.weight(w)
+        risk, gradient = self._sums(w, of, [w.new_zeros(()), torch.zeros_like(h)])
         penalty = self.ridge * float(h.square().sum())
-        return float(risk) + penalty, gradient + 2 * self.ridge * h @ self.transform, -float(largest(-margin))
+        return float(risk) + penalty, (gradient + 2 * self.ridge * h) @ self.transform, -float(largest(-margin))
 
     def curvature(self, w: Tensor, direction: Tensor) -> Tensor:
         """The second derivative at w along a direction [o, k]."""
 
-        def of(f: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor]:
+        along = self.weight(direction)
+
+        def of(v: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor]:
             with torch.enable_grad():
                 (dz,) = torch.autograd.grad(self.loss.mean(z.requires_grad_(), y), z, create_graph=True)
                 if not dz.requires_grad:  # linear pieces
-                    return (torch.zeros_like(w),)
-                (moved,) = torch.autograd.grad(dz, z, f @ direction.T)
-            return (moved.T @ f,)
+                    return (torch.zeros_like(along),)
+                (moved,) = torch.autograd.grad(dz, z, v @ along.T)
+            return (moved.T @ v,)
 
-        (total,) = self._sums(w, of, [torch.zeros_like(w)])
-        return total + 2 * self.ridge * self.weight(direction) @ self.transform
+        (total,) = self._sums(w, of, [torch.zeros_like(along)])
+        return (total + 2 * self.ridge * along) @ self.transform
 
 
 def _margins(z: Tensor, y: Tensor) -> Tensor:
@@ -130,6 +142,9 @@ class _Separated(Exception):
 
 TOLERANCE = 1e-8  # of the gradient's norm at the minimiser, in units of that at weight 0
 RUNS_AWAY = 1e-2  # a Newton step this long, in units of 1 + |W|, where the gradient is within TOLERANCE
+# Curvature that is taken for none, in units of the gradient at weight 0. Where a loss is flat (cross entropy: the same
+# weight for all classes) rounding leaves a gradient of 1e-16, and on the way to infinity both are at 1e-9.
+FLAT = 1e-11
 ITERATIONS = 200
 
 
@@ -166,6 +181,8 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
 
     begin = like.new_zeros(shape)
     scale = float(risk.with_gradient(begin)[1].norm())
+    if not scale:  # features that are all 0, or a single class
+        return _minimum(risk, begin, 0, attained=True)
     if start is not None:
         begin = start @ torch.linalg.pinv(risk.transform.T)
     options = {"gtol": TOLERANCE * scale, "maxiter": ITERATIONS}
@@ -177,16 +194,18 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
         return _minimum(risk, proof.w, evaluations, attained=False, infimum=0.0)
     gradient = risk.with_gradient(w)[1]
     converged = float(gradient.norm()) <= 10 * TOLERANCE * scale
-    attained = converged and (risk.ridge > 0 or newton_step(risk, w, gradient) <= RUNS_AWAY * (1 + float(w.norm())))
+    arrived = risk.ridge > 0 or newton_step(risk, w, gradient, FLAT * scale) <= RUNS_AWAY * (1 + float(w.norm()))
+    attained = converged and arrived
     return _minimum(risk, w, iterations, attained)
 
 
-def newton_step(risk: Risk, w: Tensor, gradient: Tensor) -> float:
-    """Length of Newton's step at w."""
+def newton_step(risk: Risk, w: Tensor, gradient: Tensor, damping: float) -> float:
+    """Length of Newton's step at w, with `damping` added to every curvature."""
     linalg = optional("scipy.sparse.linalg", "theory")
 
     def product(direction):
-        moved = risk.curvature(w, torch.from_numpy(direction).to(w).view(w.shape))
+        direction = torch.from_numpy(direction).to(w).view(w.shape)
+        moved = risk.curvature(w, direction) + damping * direction
         return moved.reshape(-1).cpu().numpy()
 
     size = w.numel()

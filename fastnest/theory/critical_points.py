@@ -13,9 +13,13 @@ from torch import Tensor
 from .._optional import optional
 from .convex import least_squares
 from .features import linear_maps
-from .risk import Prediction, prediction, solve_prediction
+from .risk import Prediction, augmented_head, prediction, solve_prediction
 
-LANCZOS = 1e-9  # to which the least eigenvalue is found, of the largest magnitude among them
+LANCZOS = 1e-6  # to which the least eigenvalue is found, of the largest magnitude among them
+VECTORS = 64  # of Lanczos, before it restarts; of 20 it failed where the least eigenvalue is one of many near 0
+RESTARTS = 20  # at most; the direction that the theory knows of is looked at in any case
+ROUNDING = 1e-12  # of the largest magnitude: a curvature below 0 by more than this is one
+DENSE = 512  # weights up to which the Hessian is made, column by column, and its eigenvalues are found directly
 
 Point = tuple[Tensor, Tensor]  # W_L [m, k], W_{L+1} [o, m], or a direction in that space
 
@@ -85,7 +89,8 @@ def _falling(at: Derivatives) -> Point:
 
 
 def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
-    """The Hessian's least eigenvalue and its direction by Lanczos (ARPACK), and the largest; no Hessian is made."""
+    """The Hessian's least eigenvalue and its direction, and the largest in magnitude: by Lanczos (ARPACK), where there
+    are more than `DENSE` weights, without making the Hessian."""
     linalg, numpy = optional("scipy.sparse.linalg", "theory"), optional("numpy", "theory")
     shapes, sizes = [w.shape for w in at.point], [w.numel() for w in at.point]
 
@@ -102,15 +107,31 @@ def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
     def curvature(d):
         return packed(at.curvature(unpacked(d)))
 
+    if sum(sizes) <= DENSE:
+        values, vectors = numpy.linalg.eigh(numpy.stack([curvature(one) for one in numpy.eye(sum(sizes))]))
+        return float(values[0]), unpacked(vectors[:, 0]), float(abs(values).max())
     # A start with a share of everything, and much of the direction in which the theory finds negative curvature.
     noise = numpy.random.default_rng(0).standard_normal(sum(sizes))
     start = packed(_falling(at)) + 0.1 * noise / numpy.linalg.norm(noise)
+    if not curvature(start).any():  # no curvature at all, which ARPACK takes for a missing start
+        return 0.0, unpacked(start / numpy.linalg.norm(start)), 0.0
     most = float(linalg.eigsh(operator(curvature), k=1, which="LM", v0=start, tol=1e-4, return_eigenvectors=False)[0])
     # As the largest eigenvalue of |most| - H: near 0, where the least ones of a minimiser lie in great number, Lanczos
     # would look for digits that rounding does not leave.
-    top, options = abs(most), {"k": 1, "which": "LA", "v0": start, "tol": LANCZOS}
-    values, vectors = linalg.eigsh(operator(lambda d: top * d - curvature(d)), **options)
-    return top - float(values[0]), unpacked(vectors[:, 0]), top
+    top, options = abs(most), {"k": 1, "which": "LA", "v0": start, "tol": LANCZOS, "ncv": VECTORS}
+    try:
+        found = linalg.eigsh(operator(lambda d: top * d - curvature(d)), maxiter=RESTARTS, **options)[1]
+    except linalg.ArpackNoConvergence:
+        found = start[:, None] / numpy.linalg.norm(start)
+    # The curvature along any direction bounds the least eigenvalue from above, whatever Lanczos left undone.
+    directions = [unpacked(found[:, 0]), _falling(at)]
+    least, direction = min(((_along(at, d), d) for d in directions), key=lambda one: one[0])
+    return least, direction, top
+
+
+def _along(at: Derivatives, direction: Point) -> float:
+    """The curvature along a direction of norm 1."""
+    return float(sum((d * c).sum() for d, c in zip(direction, at.curvature(direction), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -128,7 +149,8 @@ class CriticalPoint:
             `tolerance` of this.
         rank: of W_{L+1}, of at most min(M, N_o); singular values below `tolerance` of the largest count as 0.
         full_rank: whether it is N_o; then a critical point is a global minimiser (Theorem 1).
-        least_eigenvalue: of the Hessian.
+        least_eigenvalue: of the Hessian: the curvature along `direction`, which bounds it from above; with more than
+            512 weights to 1e-6 of the largest, or as near as 20 restarts of Lanczos came.
         largest_eigenvalue: of the Hessian, in magnitude, to a few digits.
         direction: the least eigenvalue's, (W_L [m, k], W_{L+1} [o, m]) of norm 1 together.
         escaped_risk: the least risk found by stepping along the direction, either way; below `risk` at a strict saddle.
@@ -164,14 +186,15 @@ def critical_point(
     By Proposition 1 every critical point is a local minimiser or a saddle; one with W_{L+1} of full row rank is a
     global minimiser (Theorem 1), and one without is that, or a strict saddle (Theorem 2, under assumptions 3 and 4).
 
-    The Hessian acts as an operator on the rows of the second moments; its least eigenvalue comes from Lanczos (ARPACK).
+    The Hessian acts as an operator on the rows of the second moments; with more than 512 weights in W_L and W_{L+1} it
+    is not made, and its least eigenvalue comes from Lanczos (ARPACK).
 
     Args:
         resnest: a models.ResNEst without head_norm; run in evaluation, and not changed.
         x, y: inputs [n, N_in] and targets [n, N_o], [n] or classes [n]; or an iterable of batches (x, y), read once.
         tolerance: how small a gradient counts as none, relative to `CriticalPoint.gradient_scale`; also of singular
-            values of W_{L+1} and of negative eigenvalues, relative to the largest, and of what a risk may lie above the
-            least one, relative to that of y = 0.
+            values of W_{L+1}, relative to the largest, and of what a risk may lie above the least one, relative to that
+            of y = 0.
         progress: a bar on stderr; None: where that is a terminal.
     """
     if not 0 < tolerance < 1:
@@ -186,7 +209,7 @@ def at_point(problem: Prediction, W_L: Tensor, W_Lp1: Tensor, tolerance: float) 
     norm, scale, risk = _norm(at.gradient()), at.gradient_scale(), at.risk
     values = torch.linalg.svdvals(W_Lp1)
     rank = int((values > tolerance * values[0]).sum())
-    least_risk = solve_prediction(problem).infimum
+    least_risk = solve_prediction(problem, augmented_head(problem.sums)).infimum
     least, direction, most = least_curvature(at)
     step, escaped = _best_step(at, direction)
     near = tolerance * problem.sums.risk(torch.zeros_like(problem.sums.targets))
@@ -194,7 +217,7 @@ def at_point(problem: Prediction, W_L: Tensor, W_Lp1: Tensor, tolerance: float) 
         verdict = "not critical"
     elif risk <= least_risk + near:
         verdict = "global minimiser"
-    elif least < -tolerance * most and escaped < risk:
+    elif least < -ROUNDING * most and escaped < risk:
         verdict = "strict saddle"
     else:
         verdict = "degenerate"

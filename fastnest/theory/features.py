@@ -77,9 +77,14 @@ def _begin(found: Record, x: Tensor) -> None:
         found.stream.append(_rows(x))
 
 
+def _called_with(x: Tensor, return_features: bool = False) -> tuple[Tensor, bool]:
+    """A block's arguments, however they were given."""
+    return x, return_features
+
+
 def _listen_to_dense(block: torch.nn.Module, found: Record) -> list:
-    def after(_, arguments: tuple, result: Tensor) -> None:
-        _begin(found, arguments[0])
+    def after(_, arguments: tuple, keywords: dict, result: Tensor) -> None:
+        _begin(found, _called_with(*arguments, **keywords)[0])
         growth = block.growth if isinstance(block, DenseChain) else [block.growth]
         growth = growth * len(block) if isinstance(block, DenseBlock2d) else growth
         rows = _rows(result)
@@ -87,16 +92,17 @@ def _listen_to_dense(block: torch.nn.Module, found: Record) -> list:
         found.features.extend(rows.split(sizes, 1)[1:])
         found.stream.extend(rows[:, :end] for end in list(accumulate(sizes))[1:])
 
-    return [block.register_forward_hook(after)]
+    return [block.register_forward_hook(after, with_kwargs=True)]
 
 
 def _listen_to_residual(block: torch.nn.Module, found: Record) -> list:
     asked = []  # whether the caller of the block wants its features itself
 
     def before(_, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
-        _begin(found, arguments[0])
-        asked.append(keywords.get("return_features", len(arguments) > 1 and arguments[1]))
-        return arguments[:1], {"return_features": True}
+        x, wants = _called_with(*arguments, **keywords)
+        _begin(found, x)
+        asked.append(wants)
+        return (x,), {"return_features": True}
 
     def after(_, arguments: tuple, keywords: dict, result: tuple[Tensor | None, Tensor]):
         y, v = result

@@ -101,8 +101,9 @@ def linear_head(
             where y is None an iterable of batches (features, y), which other losses than squared read several times.
         y: targets [n, o] or [n]; whole numbers [n] are classes.
         loss: "squared" (mean over samples of the squared Euclidean norm; of classes: to vectors of zeros and a one),
-            "cross_entropy", or a callable (outputs [n, o] float64, y) that is convex and differentiable in outputs and
-            returns a mean over its rows; it gets classes as they are, and other y as float64 [n, o].
+            "cross_entropy", or a callable (outputs [n, o] float64, y) that is convex and twice differentiable (by
+            autograd) in outputs and returns a mean over its rows; it gets classes as they are, and other y as
+            float64 [n, o].
         ridge: weight of the squared norm, at least 0; the intercept counts in it.
         intercept: whether the predictor has one.
         classes: their number, where y holds classes; default: the largest + 1. Batches of classes need it.

@@ -65,6 +65,8 @@ def moments(samples: Samples) -> Moments:
     name = samples.batches.function
     mine = triangular(blocks(), name)
     (total,) = summed(torch.tensor(count, device=mine.device))
+    if not total:
+        raise ValueError(f"{name}: x must hold at least one sample, got none")
     factor = triangular(from_all_processes(mine), name)
     if not factor.isfinite().all():
         raise ValueError(f"{name}: features and y must be finite, got NaN or Inf among them")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..models import DenseNEst
 from ..models.densenet import DenseNet
 from .batches import Batches
-from .convex import Risk, basis, minimise
+from .convex import Risk, column_span, minimise
 from .features import features as features_of
 from .features import linear_maps, record, stream
 from .loss import NAMED, loss_of
@@ -181,8 +181,8 @@ class _Squared:
         self.sums = moments(samples)
 
     def risk(self, pick: Pick) -> float:
-        left = basis(torch.cat(list(pick(self.sums.features)), 1)).left
-        return self.sums.risk(left @ (left.T @ self.sums.targets))
+        span = column_span(torch.cat(list(pick(self.sums.features)), 1))
+        return self.sums.risk(span @ (span.T @ self.sums.targets))
 
     def nested(self, picks: Sequence[Pick]) -> list[float]:
         """Of predictors that each get what the one before got, and more: by projections that only ever add up."""

@@ -44,7 +44,8 @@ def empirical_risk(
             outputs = model(rows).double()
         wanted = targets("empirical_risk", wanted.to(outputs.device), chosen, outputs.shape[1])
         total = total.to(outputs.device)
-        total += torch.stack([chosen.mean(outputs, wanted) * len(outputs), total.new_tensor(len(outputs))])
+        if len(outputs):  # the mean of none is no number
+            total += torch.stack([chosen.mean(outputs, wanted) * len(outputs), total.new_tensor(len(outputs))])
     summed(total)
     if not total[1]:
         raise ValueError("empirical_risk: x must hold at least one sample, got none")
@@ -65,14 +66,12 @@ class OptimalPrediction(_Weights):
             Both are global minimisers up to rounding.
         infimum: of the risk over all W_L, W_{L+1}. It is below the risk by more than rounding only where no minimiser
             exists (the optimal W_{L+1} lacks rank, and reaching it would take W_L without bound).
+        attained: whether it is not.
     """
 
     how: str
     infimum: float
-
-    @property
-    def attained(self) -> bool:
-        return self.risk <= self.infimum * (1 + 1e-9) + 1e-300
+    attained: bool
 
 
 @dataclass(frozen=True)
@@ -122,18 +121,24 @@ def optimal_prediction(
 
     Returns (W_L, W_Lp1, risk), with `how` and `infimum` beside them.
     """
-    return solve_prediction(prediction("optimal_prediction", resnest, x, y, progress))
+    problem = prediction("optimal_prediction", resnest, x, y, progress)
+    return solve_prediction(problem, augmented_head(problem.sums))
 
 
-def solve_prediction(problem: Prediction) -> OptimalPrediction:
+def augmented_head(sums: Moments) -> Tensor:
+    """[H_0, ..., H_L] of (PA_phi), [o, d]."""
+    return least_squares(sums.rows, sums.targets).T
+
+
+def solve_prediction(problem: Prediction, H: Tensor) -> OptimalPrediction:
+    """The global minimiser, given the augmented head."""
     sums, v, targets = problem.sums, problem.v, problem.sums.targets
     W = torch.cat(problem.maps, 1)
     m, o = len(W), targets.shape[1]
     reach = basis(W)
     if m >= o and len(reach.values) == W.shape[1]:
-        H = least_squares(sums.rows, targets).T
-        earlier = W.shape[1]
-        on_x, on_v = H[:, :earlier] @ torch.linalg.pinv(W), H[:, earlier : earlier + v.shape[1]]
+        on_earlier, on_v, _ = H.split([W.shape[1], v.shape[1], H.shape[1] - W.shape[1] - v.shape[1]], 1)
+        on_x = on_earlier @ (reach.vectors / reach.values) @ reach.left.T
         used, left, how = reach.left, torch.eye(o).to(H), "Theorem 1"
     else:
         both = torch.cat([problem.x, v], 1)
@@ -143,26 +148,33 @@ def solve_prediction(problem: Prediction) -> OptimalPrediction:
         on_x, on_v = (left.T @ X.T).split([m, v.shape[1]], 1)
         used, how = basis(problem.x).vectors, "reduced-rank regression"
     infimum = sums.risk((problem.x @ on_x.T + v @ on_v.T) @ left.T)
-    on_x = _full_rank(on_x, used)
+    scale = float(targets.norm() / problem.x.norm()) if problem.x.any() else 0.0
+    on_x = _full_rank(on_x, used, scale or 1.0)
     W_L, W_Lp1 = torch.linalg.pinv(on_x) @ on_v, left @ on_x
     found = OptimalPrediction(W_L, W_Lp1, problem.risk(W_L, W_Lp1))
     found.how, found.infimum = how, infimum
+    # Of a perfect fit rounding leaves 1e-30 of the targets' square, W_{L+1} at 1e-6 of its size 1e-12.
+    nothing = 1e-20 * float(targets.square().sum()) / sums.count
+    found.attained = found.risk <= infimum * (1 + 1e-9) + nothing
     return found
 
 
-def _full_rank(A: Tensor, used: Tensor) -> Tensor:
+def _full_rank(A: Tensor, used: Tensor, scale: float) -> Tensor:
     """A [p, m], p <= m, brought to rank p: in directions orthogonal to `used` [m, r], which change no prediction.
 
-    Where there are too few of them, other directions are taken at 1e-6 of A's size: that costs 1e-12 of the risk's.
+    Where there are too few of them, other directions are taken at 1e-6 of A's size: that costs 1e-12 of the risk's. An
+    A that is nothing but rounding beside `scale`, the size at which it yields outputs like the targets, has that size.
     """
-    left, values, _ = torch.linalg.svd(A)
-    size = values[0] if values[0] > 0 else 1.0
+    left, values, _ = torch.linalg.svd(A, full_matrices=False)
+    size = values[0] if values[0] > 1e-12 * scale else scale
     weak = left[:, values < 1e-6 * size]
-    free = torch.linalg.svd(used, full_matrices=True).U[:, used.shape[1] :]
+    free = torch.linalg.qr(used, mode="complete").Q[:, used.shape[1] :]
     harmless = min(free.shape[1], weak.shape[1])
     A = A + size * weak[:, :harmless] @ free[:, :harmless].T
     rest = weak[:, harmless:]
-    return A + 1e-6 * size * rest @ torch.linalg.svd(A).Vh[A.shape[1] - rest.shape[1] :]
+    if rest.shape[1]:
+        A = A + 1e-6 * size * rest @ torch.linalg.svd(A).Vh[A.shape[1] - rest.shape[1] :]
+    return A
 
 
 @dataclass(frozen=True)
@@ -209,8 +221,9 @@ def risk_gap(
     samples = model_samples("risk_gap", resnest, x, y, chosen, progress=progress)
     if chosen.is_squared:
         sums = moments(samples)
-        best = solve_prediction(Prediction.of(sums, resnest))
-        augmented = sums.risk(sums.rows @ least_squares(sums.rows, sums.targets))
+        H = augmented_head(sums)
+        best = solve_prediction(Prediction.of(sums, resnest), H)
+        augmented = sums.risk(sums.rows @ H.T)
         return RiskGap(best.risk, augmented, best.risk - augmented, best.how)
     augmented = solve(samples).infimum
     m, o = resnest.head.weight.shape[1], resnest.head.weight.shape[0]

@@ -25,16 +25,32 @@ def save(path: Path, state: dict[str, Any]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def read(path: Path, wanted: str) -> Any:
+    """What torch.save wrote, if it is tensors, numbers, text and containers of them.
+
+    Raises ValueError for another file, which says that path must be what is `wanted`.
+    """
+    try:
+        return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} must be {wanted}, but cannot be read: {reason}") from error
+
+
 def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What `save` wrote, if it comes from a training with the same settings.
 
     Raises ValueError for another file, or where settings differ, naming them.
     """
-    try:
-        state = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} must be a checkpoint of this command, but cannot be read: {reason}") from error
+    state = read(path, "a checkpoint of this command")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} must be a checkpoint of this command, got another file")
     there = state["settings"]

@@ -1,0 +1,104 @@
+"""The options of `fastnest bench`, `report` and `train`."""
+
+import argparse
+from pathlib import Path
+
+# Of `fastnest train`, for one sort of data only, and what they are when not given.
+TABLE_OPTIONS = {"target": None, "regression": False, "model": "resnest", "width": 128, "blocks": 8}
+IMAGE_OPTIONS = (
+    *("arch", "kind", "root", "synthetic", "batch", "amp", "compile"),
+    *("checkpoint", "checkpoint_every", "resume"),
+)
+TABLE_TRAINING = ("model", "width", "blocks", "epochs", "rate", "seed")  # of `fastnest report`, which may train
+TABLES = "digits, diabetes, wine, breast_cancer, iris, FILE.csv or FILE.parquet (columns with names), "
+TABLES += "FILE.npz (arrays x and y)"
+
+
+def of_bench(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--full", action="store_true", help="every shape: on 2 cores an hour and a half, not 2 minutes")
+    one.add_argument("--only", default="", metavar="REGEX", help="only cases whose file and name match")
+    one.add_argument("--condition", choices=("as_shipped", "fair"), help="only this one (default: both)")
+    one.add_argument("--out", type=Path, metavar="JSON", help="where to write (--full: results/<machine>.json)")
+    stored = one.add_argument_group("stored results", "Nothing is run.")
+    stored.add_argument(
+        "--show", type=Path, nargs="*", metavar="JSON", help="print the tables of these files (default: those shipped)"
+    )
+    stored.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios into this file instead")
+    stored.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables between this file's markers")
+
+
+def of_report(one: argparse.ArgumentParser) -> None:
+    one.add_argument("saved", nargs="?", type=Path, metavar="MODEL.pt", help="state_dict, as `fastnest train --save`")
+    one.add_argument("--data", required=True, help=f"{TABLES}; for models on images FILE.npz with x [n, 3, h, w]")
+    one.add_argument("--loss", choices=("squared", "cross_entropy"), default="squared", help="default: squared")
+    one.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="default: out")
+    _target(one)
+    file = one.add_argument_group("MODEL.pt", "What a state_dict does not say.")
+    file.add_argument("--activation", default="relu", help="of the blocks of a model on vectors (default: relu)")
+    file.add_argument("--post-activation", action="store_true", help="it was built with pre_activation=False")
+    file.add_argument(
+        "--kind", choices=("standard", "bn_resnest"), help="of a residual network on images with a last norm"
+    )
+    training = one.add_argument_group("training", "Without MODEL.pt.")
+    _model(training)
+    training.add_argument("--epochs", type=int, help="default: 30")
+    training.add_argument("--rate", type=float, help="learning rate of AdamW (default: 0.002)")
+    training.add_argument("--seed", type=int, help="default: 0")
+
+
+def _target(one) -> None:
+    one.add_argument("--target", help="the csv's or parquet's column to predict (default: the last)")
+    one.add_argument(
+        "--regression", action="store_true", default=None, help="whole numbers in the target are values, not classes"
+    )
+
+
+def _model(one) -> None:
+    one.add_argument("--model", choices=("resnest", "aresnest", "densenest"), help="default: resnest")
+    one.add_argument("--width", type=int, help="stream width (ResNEst) or total growth (DenseNEst), default: 128")
+    one.add_argument("--blocks", type=int, help="default: 8")
+
+
+def of_train(one: argparse.ArgumentParser) -> None:
+    """No option has a default here but the seed: what is given has to fit the data."""
+    one.set_defaults(usage_error=one.error)
+    source = one.add_mutually_exclusive_group()
+    what = f"{TABLES}; or cifar10, cifar100, a FOLDER with their binary files"
+    source.add_argument("data", nargs="?", help=what)
+    source.add_argument("--data", dest="data_option", metavar="DATA", help="the same as an option")
+    one.add_argument("--epochs", type=int, help="default: 30 for a table, 200 for images")
+    one.add_argument("--rate", type=float, help="learning rate: of AdamW for a table (0.002), of SGD for images (0.1)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--save", type=Path, metavar="PT", help="write the state_dict here")
+
+    table = one.add_argument_group("tables")
+    _target(table)
+    _model(table)
+
+    images = one.add_argument_group(
+        "images",
+        "SGD with Nesterov's momentum 0.9 and weight decay 5e-4; the rate falls to a fifth after 3, 6 and 8 tenths of "
+        "the epochs; crops off by up to 4 pixels and mirrored images. With N processes, which share every batch: "
+        "torchrun --nproc-per-node N -m fastnest train ...",
+    )
+    images.add_argument(
+        "--arch", help="wrn_16_8 (default), wrn_40_4, resnet_20, resnet_110, densenet121, bc_100_12, ..."
+    )
+    images.add_argument(
+        "--kind", help="standard, resnest (default), bn_resnest, a_resnest; of densenets densenest (default)"
+    )
+    images.add_argument("--root", type=Path, help="folder of the data set's files (default: data)")
+    images.add_argument(
+        "--synthetic",
+        type=int,
+        nargs="?",
+        const=2048,
+        metavar="N",
+        help="a dry run on N made-up images (default: 2048)",
+    )
+    images.add_argument("--batch", type=int, help="images per step, over all processes (default: 128)")
+    images.add_argument("--amp", choices=("bfloat16",), help="compute in this type by autocast")
+    images.add_argument("--compile", action="store_true", default=None, help="run through torch.compile")
+    images.add_argument("--checkpoint", type=Path, metavar="FILE", help="write the training's state here every epoch")
+    images.add_argument("--checkpoint-every", type=int, metavar="N", help="and every N steps")
+    images.add_argument("--resume", action="store_true", default=None, help="go on from --checkpoint if it is there")

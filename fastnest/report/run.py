@@ -1,0 +1,103 @@
+"""`fastnest report`: from its options to the two files."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..demo import data as datasets
+from ..demo import training
+from ..theory.loss import NAMED, targets
+from . import page, saved, words
+from .findings import gather
+
+
+@dataclass(frozen=True)
+class Options:
+    """As `fastnest report --help` says."""
+
+    data: str
+    saved: Path | None = None
+    target: str | None = None
+    regression: bool | None = None
+    loss: str = "squared"
+    activation: str = "relu"
+    post_activation: bool = False
+    kind: str | None = None
+    out: Path = Path("out")
+    model: str = "resnest"
+    width: int = 128
+    blocks: int = 8
+    epochs: int = 30
+    rate: float = 2e-3
+    seed: int = 0
+
+
+def run(options: Options) -> tuple[Path, Path]:
+    """Trains or loads the model, writes the page and the JSON, prints a summary; returns where they are."""
+    data = datasets.load(options.data, target=options.target, regression=bool(options.regression))
+    if options.loss == "cross_entropy" and not data.is_classification:
+        raise ValueError(f"--loss cross_entropy needs classes, and {data.name} has values to predict")
+    print(data)
+    if options.saved:
+        pre_activation = not options.post_activation
+        model = saved.load(
+            options.saved, activation=options.activation, pre_activation=pre_activation, kind=options.kind
+        )
+        _check_sizes(options.saved, model, data)
+        name, origin = options.saved.stem, {"file": options.saved.name}
+    else:
+        model, origin = _trained(data, options)
+        name = options.model
+    found = gather(model, data, loss=options.loss, origin=origin)
+    stem = "-".join(_plain(part) for part in ("report", data.name, name))
+    html, numbers = options.out / f"{stem}.html", options.out / f"{stem}.json"
+    shown = page.render(found, numbers.name)
+    options.out.mkdir(parents=True, exist_ok=True)
+    numbers.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    html.write_text(shown, encoding="utf-8")
+    verdict = found["verdict"]
+    print(f"{words.model(found['model'])}\n\n{verdict['headline']}")
+    print(*(f"  {sentence}" for sentence in verdict["sentences"]), f"\npage: {html}\nnumbers: {numbers}", sep="\n")
+    return html, numbers
+
+
+def _plain(name: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "unnamed"
+
+
+def _plain(name: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "unnamed"
+
+
+def _trained(data: datasets.Dataset, options: Options) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """With the loss that is reported."""
+    chosen = NAMED[options.loss]
+
+    def loss(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        outputs = model(x)
+        return chosen.mean(outputs, targets("report", y, chosen, outputs.shape[1]))
+
+    model = training.build(options.model, data, options.width, options.blocks, options.seed)
+    settings = {"epochs": options.epochs, "rate": options.rate, "seed": options.seed}
+    fit = training.fit(model, data, loss=loss, **settings)
+    print(f"trained for {options.epochs} epochs in {fit.seconds:.1f} s")
+    return model, {"trained": options.model, **settings}
+
+
+@torch.no_grad()
+def _check_sizes(path: Path, model: torch.nn.Module, data: datasets.Dataset) -> None:
+    try:
+        outputs = model(data.x[:2]).shape[1]
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} does not fit the rows of {data.name}, of size {data.shape}: {reason}") from error
+    if outputs != data.outputs:
+        what = "classes" if data.is_classification else "values"
+        raise ValueError(f"{path} must have as many outputs as {data.name} has {what}, {data.outputs}, got {outputs}")
