@@ -63,11 +63,9 @@ def into_down(x, scale, shift, column, M, ACT, PRE, AFFINE: tl.constexpr):
 
 
 @triton.jit
-def step_up(v, x, up, column, feature, M, K, given, PRECISION: tl.constexpr):
-    """x + v up^T for a chunk of columns: [rows, features] to [rows, chunk]."""
-    weight = tl.load(
-        up + column[None, :] * K + feature[:, None], (feature < K)[:, None] & (column < M)[None, :] & given, other=0
-    )
+def step_up(v, x, up, column, feature, of_up, M, K, PRECISION: tl.constexpr):
+    """x + v up^T for a chunk of columns, [rows, features] to [rows, chunk]; of_up: which features there are."""
+    weight = tl.load(up + column[None, :] * K + feature[:, None], of_up[:, None] & (column < M)[None, :], other=0)
     return tl.dot(v.to(weight.dtype), weight, x, input_precision=PRECISION)
 
 

@@ -23,11 +23,9 @@ def _load_features(hidden, layer, kept, K, ACT, SAVE_OUTPUT: tl.constexpr):
 
 
 @triton.jit
-def _through_up(g, d, up, column, feature, M, K, given, PRECISION: tl.constexpr):
-    """d + g up for a chunk of columns: [rows, chunk] to [rows, features]."""
-    weight = tl.load(
-        up + column[:, None] * K + feature[None, :], (feature < K)[None, :] & (column < M)[:, None] & given, other=0
-    )
+def _through_up(g, d, up, column, feature, of_up, M, K, PRECISION: tl.constexpr):
+    """d + g up for a chunk of columns, [rows, chunk] to [rows, features]; of_up: which features there are."""
+    weight = tl.load(up + column[:, None] * K + feature[None, :], of_up[None, :] & (column < M)[:, None], other=0)
     return tl.dot(g.to(weight.dtype), weight, d, input_precision=PRECISION)
 
 
@@ -38,13 +36,6 @@ def _through_down(dz, du, down, column, feature, M, K, PRECISION: tl.constexpr):
         down + feature[:, None] * M + column[None, :], (feature < K)[:, None] & (column < M)[None, :], other=0
     )
     return tl.dot(dz.to(weight.dtype), weight, du, input_precision=PRECISION)
-
-
-@triton.jit
-def _first(part, x, there, i):
-    """The stream before block i: before the first, x as it came, so that its zeros are zeros."""
-    came = tl.load(x, there & (i == 0), other=0).to(tl.float32)
-    return tl.where(i == 0, came, part)
 
 
 @triton.jit
@@ -90,20 +81,21 @@ def _rows_kernel(
         d = tl.zeros([ROWS, FEATURES], tl.float32)
         if DFEATURES:
             d = tl.load(dfeatures + at_features + i * K, kept, other=0).to(tl.float32)
+        of_up = feature < tl.where(given, K, 0)
         back_v = tl.where(given, -v, 0.0)
         through = d
         if HELD:
-            held_x = step_up(back_v, held_x, up + block, column, feature, M, K, given, PRECISION)
-            through = _through_up(held_g, d, up + block, column, feature, M, K, given, PRECISION)
+            held_x = step_up(back_v, held_x, up + block, column, feature, of_up, M, K, PRECISION)
+            through = _through_up(held_g, d, up + block, column, feature, of_up, M, K, PRECISION)
         else:
             for begin in range(0, M, CHUNK):
                 c = begin + column
                 there = inside & (c < M)[None, :]
                 at = row[:, None] * M + c[None, :]
                 part = tl.load(xs + at, there, other=0)
-                tl.store(xs + at, step_up(back_v, part, up + block, c, feature, M, K, given, PRECISION), there)
+                tl.store(xs + at, step_up(back_v, part, up + block, c, feature, of_up, M, K, PRECISION), there)
                 g = tl.load(gs + at, there, other=0)
-                through = _through_up(g, through, up + block, c, feature, M, K, given, PRECISION)
+                through = _through_up(g, through, up + block, c, feature, of_up, M, K, PRECISION)
             tl.debug_barrier()
         d = tl.where(given, through, d)
         d = activate_backward(d, saved, ACT)
@@ -123,7 +115,10 @@ def _rows_kernel(
             else:
                 part = tl.load(xs + at, there, other=0)
                 g = tl.load(gs + at, there, other=0)
-            part = _first(part, x + row[:, None] * x_stride + c[None, :], there, i)
+            # The first block's as it came, so that its zeros are zeros.
+            first_only = tl.where(i == 0, M, 0)
+            came = tl.load(x + row[:, None] * x_stride + c[None, :], inside & (c < first_only)[None, :], other=0)
+            part = tl.where(i == 0, came.to(tl.float32), part)
             factor, u, _a = into_down(part, scale + i * M, shift + i * M, c, M, ACT, PRE, AFFINE)
             du = _through_down(d, tl.zeros_like(part), down + block, c, feature, M, K, PRECISION)
             if PRE:
@@ -184,14 +179,19 @@ def _weights_kernel(
             g_rounded = g.to(w)
             for begin in range(0, K, FEATURES):
                 feature = begin + tl.arange(0, FEATURES)
-                kept = inside & (feature < K)[None, :] & given
+                of_up = feature < tl.where(given, K, 0)
+                kept = inside & of_up[None, :]
                 of_block = of_row + i * LAYERS * K + feature[None, :]
                 _, v = _load_features(hidden + of_block, LAYERS - 1, kept, K, ACT, SAVE_OUTPUT)
-                part = step_up(-v, part, up + block, column, feature, M, K, given, PRECISION)
+                part = step_up(-v, part, up + block, column, feature, of_up, M, K, PRECISION)
                 value = tl.dot(tl.trans(g_rounded), v.to(w), input_precision=PRECISION)
                 at = block + column[:, None] * K + feature[None, :]
-                _add(dup + at, value, of_column[:, None] & (feature < K)[None, :] & given)
-            part = _first(part, x + row[:, None] * x_stride + column[None, :], there, i)
+                _add(dup + at, value, of_column[:, None] & of_up[None, :])
+            first_only = tl.where(i == 0, M, 0)
+            came = tl.load(
+                x + row[:, None] * x_stride + column[None, :], inside & (column < first_only)[None, :], other=0
+            )
+            part = tl.where(i == 0, came.to(tl.float32), part)
             factor, u, a = into_down(part, scale + i * M, shift + i * M, column, M, ACT, PRE, AFFINE)
             # Rows behind the last have a shift too, which may be infinite.
             a_rounded = tl.where(there, a, 0.0).to(w)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate
-from .launch import is_half, precision
+from .launch import is_half, precision, wide
 from .residual_chain import into_down, options, present, step_up, through_mid
 
 
@@ -82,15 +82,17 @@ def _forward_kernel(
         if RETURN:
             tl.store(features, v, kept)
         # A last block without `up` adds nothing.
-        v = tl.where(i < ups, v, 0.0)
+        given = wide(i) < ups
+        of_up = feature < tl.where(given, K, 0)
+        v = tl.where(given, v, 0.0)
         if HELD:
-            held = step_up(v, held, up, column, feature, M, K, i < ups, PRECISION)
+            held = step_up(v, held, up, column, feature, of_up, M, K, PRECISION)
         else:
             for begin in range(0, M, CHUNK):
                 c = begin + column
                 there = inside & (c < M)[None, :]
                 at = stream + row[:, None] * M + c[None, :]
-                tl.store(at, step_up(v, tl.load(at, there, other=0), up, c, feature, M, K, i < ups, PRECISION), there)
+                tl.store(at, step_up(v, tl.load(at, there, other=0), up, c, feature, of_up, M, K, PRECISION), there)
             tl.debug_barrier()
         hidden += LAYERS * K
         features += K

@@ -19,6 +19,7 @@ from .arguments import (
 )
 
 OP = "residual_chain"
+MOST_FEATURES = 128  # on a GPU: of a block that a multiprocessor has room for
 
 
 def check(inputs: Inputs, activation: str, return_features: bool) -> None:
@@ -55,6 +56,14 @@ def check(inputs: Inputs, activation: str, return_features: bool) -> None:
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if shift is None else 'shift'} alone")
 
 
+def triton_limit(inputs: Inputs) -> str | None:
+    """Why the GPU's kernels cannot take these sizes."""
+    k = inputs.down.shape[1]
+    return (
+        None if k <= MOST_FEATURES else f"on a GPU, the kernels take up to {MOST_FEATURES} bottleneck features, got {k}"
+    )
+
+
 def residual_chain(
     x: Tensor,
     down: Tensor,
@@ -76,7 +85,7 @@ def residual_chain(
     folded batch norm). With one block less in `up`, the last block yields its features only, and x_L = x_{L-1}
     (A-ResNEst).
 
-    The compiled backward keeps of the stream only x_0 and x_L and steps back, x_{i-1} = x_i - up_i v_i, rounding once a
+    The kernels' backward keeps of the stream only x_0 and x_L and steps back, x_{i-1} = x_i - up_i v_i, rounding once a
     step. Known limit: where the first relu of a block other than the first reads exactly 0, the backward may see
     +-rounding there instead, so that relu's mask is 1 where torch's is 0 (leaky_relu: 1 for its slope).
 
@@ -106,14 +115,17 @@ def residual_chain(
     if dtype is not None:
         inputs = Inputs(*(cast(tensor, dtype) for tensor in inputs))
     check(inputs, activation, return_features)
-    if _backend.choose(OP, inputs.x) == "reference":
+    backend = _backend.choose(OP, inputs.x, triton_limit(inputs))
+    if backend == "reference":
         y, features = reference.residual_chain_forward(*inputs, activation, pre_activation, return_features)
         return (y, features) if return_features else y
     inputs = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
     if not need_grad(inputs):
-        y, features, _, _ = autograd.kernel_forward(*inputs, activation, pre_activation, return_features, False)
+        run = autograd.forward_kernels[backend]
+        y, features, _, _ = run(*inputs, activation, pre_activation, return_features, False)
         return (y, features) if return_features else y
+    options = backend, activation, pre_activation, return_features
     if not return_features:
-        return autograd.ResidualChainFunction.apply(activation, pre_activation, False, *inputs)
-    y, features = autograd.ResidualChainFunction.apply(activation, pre_activation, True, *inputs)
+        return autograd.ResidualChainFunction.apply(*options, *inputs)
+    y, features = autograd.ResidualChainFunction.apply(*options, *inputs)
     return y, features.squeeze(2) if features.dim() == 4 else features

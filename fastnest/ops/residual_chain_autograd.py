@@ -1,17 +1,14 @@
-"""residual_chain: the compiled forward and backward, joined for autograd."""
+"""residual_chain: the kernels' forward and backward, joined for autograd."""
 
 import torch
 
-from .. import _backend
 from ..reference import residual_chain as reference
 from ..reference.residual_chain import Inputs
 from .arguments import contiguous, rows
+from .library import kernels
 
-if _backend.CPP_IS_BUILT:
-    torch.library.register_fake("fastnest::residual_chain_forward")(reference.residual_chain_forward_fake)
-    torch.library.register_fake("fastnest::residual_chain_backward")(reference.residual_chain_backward_fake)
-    kernel_forward = torch.ops.fastnest.residual_chain_forward.default
-    kernel_backward = torch.ops.fastnest.residual_chain_backward.default
+forward_kernels = kernels("residual_chain_forward", reference.residual_chain_forward_fake)
+backward_kernels = kernels("residual_chain_backward", reference.residual_chain_backward_fake)
 
 
 class ResidualChainFunction(torch.autograd.Function):
@@ -21,12 +18,13 @@ class ResidualChainFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, activation, pre_activation, return_features, *inputs):
-        y, features, hidden, stream = kernel_forward(*inputs, activation, pre_activation, return_features, True)
+    def forward(ctx, backend, activation, pre_activation, return_features, *inputs):
+        run = forward_kernels[backend]
+        y, features, hidden, stream = run(*inputs, activation, pre_activation, return_features, True)
         # The kernel's float32 stream ends in y itself; a rounded y would not give the stream back.
         stream = y if y.dtype is torch.float32 else stream
         ctx.save_for_backward(*inputs, stream, hidden)
-        ctx.activation, ctx.pre_activation = activation, pre_activation
+        ctx.backend, ctx.activation, ctx.pre_activation = backend, activation, pre_activation
         ctx.set_materialize_grads(False)
         if not return_features:
             return y
@@ -46,6 +44,7 @@ class ResidualChainFunction(torch.autograd.Function):
         else:
             dy, dfeatures = rows("dy", dy), contiguous("dfeatures", dfeatures)
             x, *weights = inputs
-            gradients = kernel_backward(dy, dfeatures, x, stream, hidden, *weights, ctx.activation, ctx.pre_activation)
+            run = backward_kernels[ctx.backend]
+            gradients = run(dy, dfeatures, x, stream, hidden, *weights, ctx.activation, ctx.pre_activation)
             gradients = [None if t is None else g for t, g in zip(inputs, gradients, strict=True)]
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients

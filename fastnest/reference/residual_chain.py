@@ -162,9 +162,20 @@ def features_in_hidden(activation: str, mid: Tensor | None) -> bool:
 
 
 def residual_chain_forward_fake(
-    x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation, features, save
-):
-    """Shapes and dtypes of the kernel's (y, features, hidden, stream), for torch.compile; [0] where not asked for."""
+    x: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    mid: Tensor | None,
+    mid_bias: Tensor | None,
+    up: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    pre_activation: bool,
+    features: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the kernels' (y, features, hidden, stream), for torch.compile; [0] where not asked for."""
     n, m = x.shape
     l, k, _ = down.shape
     in_hidden = save and features_in_hidden(activation, mid)
@@ -178,8 +189,21 @@ def residual_chain_forward_fake(
 
 
 def residual_chain_backward_fake(
-    dy, dfeatures, x, stream, hidden, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation
-):
-    """Shapes and dtypes of the kernel's gradients, for torch.compile; [0] for an absent argument."""
+    dy: Tensor | None,
+    dfeatures: Tensor | None,
+    x: Tensor,
+    stream: Tensor,
+    hidden: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    mid: Tensor | None,
+    mid_bias: Tensor | None,
+    up: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    pre_activation: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the kernels' gradients, for torch.compile; [0] for an absent argument."""
     arguments = (x, down, down_bias, mid, mid_bias, up, scale, shift)
     return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments)

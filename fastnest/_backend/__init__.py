@@ -1,0 +1,21 @@
+"""Which implementation runs: the one part that asks about devices, dtypes, and what is built and installed."""
+
+from torch.cuda import device_of  # the block's kernels are launched on the GPU of a tensor
+
+from .asked import Choice, logging_choices, note
+from .choice import backend, choose, why_no_kernel
+from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends
+
+__all__ = [
+    "CPP_IS_BUILT",
+    "TRITON_IS_INSTALLED",
+    "_C",
+    "Choice",
+    "backend",
+    "backends",
+    "choose",
+    "device_of",
+    "logging_choices",
+    "note",
+    "why_no_kernel",
+]
