@@ -1,5 +1,4 @@
-"""Triton kernels of fastnest, one file per op, installed as ``fastnest.kernels``.
+"""Triton kernels of fastnest, installed as ``fastnest.kernels``: one file per function of an op, and what they share.
 
-The only package that may import triton; it imports nothing of fastnest. This version has none: every op on a GPU
-runs its reference.
+The only package that may import triton. It imports nothing of fastnest, which imports its files when they are needed.
 """

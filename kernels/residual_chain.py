@@ -31,7 +31,7 @@ MOST_FEATURES = 128  # k: wider bottlenecks have no kernel
 
 
 def options(m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
-    """Tiles and warps for a size: those that compile without spilling a register, as tests/kernels checks."""
+    """Tiles, warps and stages for a size, chosen so that no register is spilled."""
     width, features, half = tile(m), tile(k), is_half(dtype)
     rows = HELD["half" if half else precision(dtype)][backward] // max(width, 2 * features, 128)
     # A block's weights and the activated tile, in shared memory: 80 KiB, of 99 on the smallest part.

@@ -2,12 +2,15 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastnest
 from fastnest import _backend
+from fastnest._backend import asked, choice, installed
 from fastnest.functional import residual_chain
 
-AVAILABLE = [name for name, state in fastnest.backends().items() if state == "available"]
+# Those that take the CPU tensors of these tests.
+AVAILABLE = [name for name in ("reference", "cpp") if fastnest.backends()[name] == "available"]
 needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
 
 
@@ -27,7 +30,9 @@ def test_backends_says_why_not():
     assert list(states) == ["reference", "cpp", "triton", "cuda"]
     assert states["reference"] == "available"
     for state in states.values():
-        assert state == "available" or state.startswith(("not built", "built but not loadable"))
+        assert state == "available" or state.startswith(
+            ("not built", "built but not loadable", "not installed", "no GPU")
+        )
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -46,7 +51,7 @@ def test_innermost_wins_and_the_outer_one_comes_back():
             with pytest.raises(ZeroDivisionError), fastnest.backend("reference"):
                 raise ZeroDivisionError
             assert chosen()[0][0] == name
-    assert _backend._asked == ()
+    assert asked._asked == ()
 
 
 @needs_cpp
@@ -64,8 +69,8 @@ def test_unknown_and_unavailable():
         ValueError, match=r"unknown backend 'cudnn'; known: reference, cpp, triton, cuda; available here: ref"
     ):
         fastnest.backend("cudnn")
-    with pytest.raises(RuntimeError, match=r"triton cannot run here: not built yet: .*\. Available here: reference"):
-        fastnest.backend("triton")
+    with pytest.raises(RuntimeError, match=r"cuda cannot run here: not built yet: .*\. Available here: reference"):
+        fastnest.backend("cuda")
 
 
 @needs_cpp
@@ -99,3 +104,44 @@ def test_results_do_not_depend_on_logging():
     with _backend.logging_choices():
         logged = call()
     assert torch.equal(logged, call())
+
+
+def test_triton_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", False)
+    assert fastnest.backends()["triton"] == 'not installed: pip install "fastnest-torch[triton]"'
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(installed, "TRITON_IS_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fastnest.backends()["triton"].startswith("no GPU that torch can use; install")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert fastnest.backends()["triton"] == "no kernels for GPUs older than compute capability 8.0, got 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    assert fastnest.backends()["triton"] == "available"
+
+
+def test_gpu_tensors_run_triton_where_an_op_has_it(monkeypatch):
+    """By tensors that say they are on a GPU, with nothing behind them."""
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    with FakeTensorMode():
+        x = torch.empty(3, 5, device="cuda:0")
+        assert choice.choose("residual_chain", x) == "triton"
+        assert choice.choose("residual_chain", x.double()) == "reference"
+        assert choice.choose("residual_chain", x, "too wide") == "reference"
+        assert choice.choose("dense_chain", x) == "reference"
+
+
+def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
+    x = torch.ones(3, 5)
+    monkeypatch.setattr(choice, "TRITON_IS_INTERPRETED", False)
+    with asked.asking("forced", "triton"):
+        with pytest.raises(
+            RuntimeError, match=r"triton cannot take this call \(no kernels in Triton for cpu tensors\)"
+        ):
+            choice.choose("residual_chain", x)
+        monkeypatch.setattr(choice, "TRITON_IS_INTERPRETED", True)
+        assert choice.choose("residual_chain", x) == "triton"
+        with pytest.raises(RuntimeError, match="dense_chain has no kernels for GPUs yet"):
+            choice.choose("dense_chain", x)

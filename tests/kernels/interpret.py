@@ -9,12 +9,14 @@ import sys
 from functools import partial
 
 import interpreter  # noqa: F401  corrects bfloat16 before the kernels are imported
+import pytest
 import torch
 
 import fastnest
 from fastnest.testing import Case, assert_close, expect, kernel, run, sample_inputs, small_inputs
 
-MOST_ELEMENTS = 20_000  # of x: the interpreter takes about a second for as many
+MOST_ELEMENTS = 7_000  # of x: the interpreter takes about a second for three times as many
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def cases(op: str) -> list[Case]:
@@ -23,20 +25,18 @@ def cases(op: str) -> list[Case]:
 
 def check(one: Case, dtype: torch.dtype, change=None) -> None:
     results = partial(run, one, dtype=dtype, change=change)
-    assert_close(results("triton"), expect(lambda name, compute, nudge: results(name, compute, nudge)), dtype, one)
+    assert_close(results("triton"), expect(results), dtype, repr(one))
 
 
 def outputs_and_gradients(op: str, dtype: torch.dtype) -> None:
-    """Every activation, option and layout, and sizes that no tile divides."""
-    checked = cases(op)
-    for one in checked:
+    """Sizes that no tile divides, options, layouts: every third case, another third by every dtype."""
+    for one in cases(op)[DTYPES.index(dtype) :: 3]:
         check(one, dtype)
-    assert len(checked) > 60
 
 
 def repeats(op: str, dtype: torch.dtype) -> None:
     """The same bits every time."""
-    for one in cases(op)[5::11]:
+    for one in cases(op)[5::17]:
         first, second = (run(one, "triton", dtype=dtype) for _ in range(2))
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{name} differs when repeated: {one!r}"
@@ -49,7 +49,7 @@ def nan_and_infinity(op: str, dtype: torch.dtype) -> None:
         def change(leaves, gradients, value=value):
             leaves["x"][1, -1] = leaves["x"][-1, 0] = value
 
-        for one in [one for one in cases(op) if one.sizes["n"] == 49 and one.layout == "contiguous"][::3]:
+        for one in [one for one in cases(op) if one.sizes["n"] == 49][::9]:
             check(one, dtype, change)
 
 
@@ -61,7 +61,7 @@ def guard_pages(op: str, dtype: torch.dtype) -> None:
             leaves[name] = before_a_guard_page(leaf.detach()).requires_grad_()
         gradients[:] = map(before_a_guard_page, gradients)
 
-    for one in [one for one in cases(op) if one.sizes["n"] and one.layout == "contiguous"][::5]:
+    for one in [one for one in cases(op) if one.sizes["n"] and one.layout == "contiguous"][::12]:
         check(one, dtype, change)
 
 
@@ -94,13 +94,8 @@ def limits(op: str, dtype: torch.dtype) -> None:
     with fastnest._backend.logging_choices() as log:
         fastnest.functional.residual_chain(x, down, down.transpose(1, 2).contiguous())
         assert log[0].backend != "triton"
-        with kernel("triton"):
-            try:
-                fastnest.functional.residual_chain(x, down, down.transpose(1, 2).contiguous())
-            except RuntimeError as error:
-                assert "up to 128 bottleneck features, got 129" in str(error)
-            else:
-                raise AssertionError("129 features were taken")
+        with kernel("triton"), pytest.raises(RuntimeError, match="up to 128 bottleneck features, got 129"):
+            fastnest.functional.residual_chain(x, down, down.transpose(1, 2).contiguous())
 
 
 if __name__ == "__main__":
