@@ -374,7 +374,11 @@ def run_both(worker: str, folder: Path) -> list[str]:
     command = [sys.executable, "-c", worker, str(folder)]
     options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONPATH": path}}
     workers = [subprocess.Popen([*command, str(rank)], **options) for rank in (0, 1)]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    try:
+        errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    finally:  # where one failed or went another way the other waits for it
+        for worker in workers:
+            worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     return errors
 
