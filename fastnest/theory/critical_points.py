@@ -3,6 +3,7 @@
 With X the rows of x_{L-1}, V those of v_L and Y the targets, f(W_L, W_{L+1}) = |(X + V W_L^T) W_{L+1}^T - Y|^2 / n.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,18 +73,23 @@ def _falling(at: Derivatives) -> Point:
     point is a global minimiser.
 
     With z W_{L+1} = 0 from the left and W_{L+1} b = 0 from the right, moving W_L by b c^T changes no output, and
-    W_{L+1} by -s a b^T then lowers the risk by 2 s a^T C c |b|^2 - O(s^2), C = the error's cross-moment with v_L.
+    W_{L+1} by -s a b^T then lowers the risk by 2 s a^T C c |b|^2 - O(s^2), C = the error's cross-moment with v_L. The
+    O(s^2) is what b takes from the stream: of all such b the one that takes least.
     """
     W_L, W_Lp1 = at.point
     error = at.problem.outputs(W_L, W_Lp1) - at.problem.sums.targets
     left, _, right = torch.linalg.svd(error.T @ at.problem.v, full_matrices=False)
-    b = torch.linalg.svd(W_Lp1).Vh[-1]
+    _, values, directions = torch.linalg.svd(W_Lp1)
+    rank = int((values > 1e-6 * values[0]).sum())
+    silent = directions[min(rank, len(directions) - 1) :].T
+    taken = at._stream() @ silent
+    b = silent @ torch.linalg.eigh(taken.T @ taken).eigenvectors[:, 0]
     d_L, d_Lp1 = torch.outer(b, right[0]), -torch.outer(left[:, 0], b)
-    # The best ratio of the two: curvature is a quadratic form in it, with nothing from d_L alone.
-    across = float((d_L * at.curvature((0 * d_L, d_Lp1))[0]).sum())
-    alone = float((d_Lp1 * at.curvature((0 * d_L, d_Lp1))[1]).sum())
-    s = abs(across) / alone if alone > 0 else 1.0
-    direction = (d_L, (s if across < 0 else -s) * d_Lp1)
+    # Curvature is a quadratic form in the two's shares, with nothing from d_L alone: its least eigenvector (1, s).
+    along = at.curvature((0 * d_L, d_Lp1))
+    across, alone = float((d_L * along[0]).sum()), float((d_Lp1 * along[1]).sum())
+    s = -2 * across / (alone + math.hypot(alone, 2 * across)) if across else 0.0
+    direction = (d_L, s * d_Lp1)
     size = _norm(direction)
     return tuple(d / size for d in direction)
 
