@@ -130,6 +130,27 @@ def test_a_step_along_the_direction(case):
     assert risk(small) - risk(0) == pytest.approx(fall, rel=0.1)
 
 
+def test_without_the_hessian():
+    """The rest is the same, and a saddle is not told from other points that are critical."""
+    problem = build(RANDOM_WIDE[0])
+    saddle = critical(problem, [0])
+    best = theory.optimal_prediction(*problem)
+    for model, verdict in (
+        (problem.model, "not critical"),
+        (saddle, "undecided"),
+        (with_prediction(problem.model, best.W_L, best.W_Lp1), "global minimiser"),
+    ):
+        whole = vars(theory.critical_point(model, problem.x, problem.y))
+        part = vars(theory.critical_point(model, problem.x, problem.y, hessian=False))
+        assert part.pop("verdict") == verdict
+        assert whole.pop("verdict") == ("strict saddle" if verdict == "undecided" else verdict)
+        left_out = {"least_eigenvalue", "largest_eigenvalue", "direction", "escaped_risk", "step"}
+        assert {name for name, value in part.items() if value is None} == left_out
+        assert {name: whole[name] for name in part.keys() - left_out} == {
+            name: part[name] for name in part.keys() - left_out
+        }
+
+
 def test_tolerance():
     """A point a little beside a critical one is critical to a tolerance, and not to a smaller one."""
     problem = build(RANDOM_WIDE[0])

@@ -297,9 +297,9 @@ BATCHES = [
     (TypeError, lambda x, y: [x], "every batch must be a pair"),
     (TypeError, lambda x, y: [(x, y), (x, y, y)], "every batch must be a pair"),
     (TypeError, lambda x, y: [(x, y.tolist())], "every batch must be a pair"),
-    (ValueError, lambda x, y: [(x, y), (x[:, :3], y)], "features must be "),
+    (ValueError, lambda x, y: [(x, y), (x[:, :3], y)], "features must have the sizes [4] in every batch, got [3]"),
     (ValueError, lambda x, y: [(x, y), (x, y[:, :2])], "y must be "),
-    (ValueError, lambda x, y: [(x, y), (x[:5], y[:4])], "features must be "),
+    (ValueError, lambda x, y: [(x, y), (x[:5], y[:4])], "features must be [4, size] to match y, got [5, 4]"),
     (ValueError, lambda x, y: [(x, y.argmax(1))], "classes must be given where y comes in batches of classes"),
 ]
 
