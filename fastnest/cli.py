@@ -5,13 +5,14 @@ import platform
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fastnest
 
 from ._optional import MissingExtra
-from .options import IMAGE_OPTIONS, TABLE_OPTIONS, TABLE_TRAINING, of_bench, of_report, of_train
+from .options import IMAGE_OPTIONS, TABLE_OPTIONS, of_bench, of_report, of_train
 
 BUILD_AGAIN = "install a C++ compiler (g++ >= 11), then `make build`, or `pip install -e .` in the source folder"
 
@@ -75,9 +76,10 @@ def _show_results(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Which guarantees hold for a model and data, as an HTML page and a JSON; trains a model where none is given."""
+    from .demo.training import DEFAULTS
     from .report.run import Options, run
 
-    given = {name: getattr(arguments, name) for name in TABLE_TRAINING if getattr(arguments, name) is not None}
+    given = _given(arguments, DEFAULTS)
     if given and arguments.saved:
         raise ValueError(f"{_said(given)}: only for training, and {arguments.saved} is trained")
     for name in ("width", "blocks", "epochs"):
@@ -86,6 +88,10 @@ def report(arguments: argparse.Namespace) -> int:
     names = ("data", "saved", "target", "regression", "loss", "activation", "post_activation", "kind", "out")
     run(Options(**{name: getattr(arguments, name) for name in names}, **given))
     return 0
+
+
+def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def _said(names: Iterable[str]) -> str:
@@ -103,7 +109,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.save and not arguments.save.parent.is_dir():
         raise ValueError(f"--save must name a file in a folder that is there, got {arguments.save}")
     images = source is None or source in ("cifar10", "cifar100") or Path(source).is_dir()
-    foreign = [name for name in (TABLE_OPTIONS if images else IMAGE_OPTIONS) if getattr(arguments, name) is not None]
+    foreign = _given(arguments, TABLE_OPTIONS if images else IMAGE_OPTIONS)
     if foreign:
         raise ValueError(
             f"{_said(foreign)}: not for {'images' if images else f'a table, and {source} is one or not a folder'}"
@@ -119,15 +125,13 @@ def train(arguments: argparse.Namespace) -> int:
 def _train_on_table(source: str, arguments: argparse.Namespace) -> int:
     from .demo import data, training
 
-    given = {name: getattr(arguments, name) for name in TABLE_OPTIONS if getattr(arguments, name) is not None}
-    options = {**TABLE_OPTIONS, **given}
-    seed = arguments.seed
-    dataset = data.load(source, target=options["target"], regression=options["regression"])
+    options = {**training.DEFAULTS, **_given(arguments, training.DEFAULTS)}
+    dataset = data.load(source, target=arguments.target, regression=bool(arguments.regression))
     print(dataset)
-    model = training.build(options["model"], dataset, options["width"], options["blocks"], seed)
-    epochs, rate = arguments.epochs or 30, 2e-3 if arguments.rate is None else arguments.rate
-    fit = training.fit(model, dataset, epochs=epochs, rate=rate, seed=seed)
-    print(f"{options['model']} on {dataset.name}, held out: {training.score(model, dataset)}; {fit.seconds:.1f} s")
+    kind, width, blocks, seed = (options.pop(name) for name in ("model", "width", "blocks", "seed"))
+    model = training.build(kind, dataset, width, blocks, seed)
+    fit = training.fit(model, dataset, seed=seed, **options)
+    print(f"{kind} on {dataset.name}, held out: {training.score(model, dataset)}; {fit.seconds:.1f} s")
     if arguments.save:
         torch.save(model.state_dict(), arguments.save)
         print(f"weights: {arguments.save}")

@@ -3,13 +3,12 @@
 import argparse
 from pathlib import Path
 
-# Of `fastnest train`, for one sort of data only, and what they are when not given.
-TABLE_OPTIONS = {"target": None, "regression": False, "model": "resnest", "width": 128, "blocks": 8}
+# Of `fastnest train`, for one sort of data only.
+TABLE_OPTIONS = ("target", "regression", "model", "width", "blocks")
 IMAGE_OPTIONS = (
     *("arch", "kind", "root", "synthetic", "batch", "amp", "compile"),
     *("checkpoint", "checkpoint_every", "resume"),
 )
-TABLE_TRAINING = ("model", "width", "blocks", "epochs", "rate", "seed")  # of `fastnest report`, which may train
 TABLES = "digits, diabetes, wine, breast_cancer, iris, FILE.csv or FILE.parquet (columns with names), "
 TABLES += "FILE.npz (arrays x and y)"
 

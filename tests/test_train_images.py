@@ -20,14 +20,7 @@ from fastnest.training.fit import Recipe, Training
 from fastnest.training.images import FORMATS, Images, augmented, load, synthetic
 
 pytest.importorskip("tqdm")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Reading

@@ -12,6 +12,8 @@ from .. import models
 from .._optional import optional
 from .data import Dataset
 
+# What `fastnest train` and `report` build and fit where nothing is asked for.
+DEFAULTS = {"model": "resnest", "width": 128, "blocks": 8, "epochs": 30, "rate": 2e-3, "seed": 0}
 KINDS = {"resnest": models.ResNEst, "aresnest": models.AResNEst, "densenest": models.DenseNEst}
 
 

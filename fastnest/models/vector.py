@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..nn import DenseChain, DenseGrowth, Residual, ResidualChain
+from ..nn.evaluation import evaluating
 from ..nn.sizes import check_size, check_sizes
 
 
@@ -37,16 +38,11 @@ def _found_size(name: str, block: torch.nn.Module, width: int, device, dtype) ->
         if tensor.is_floating_point():
             device, dtype = tensor.device, tensor.dtype
             break
-    training = [module for module in block.modules() if module.training]
-    block.eval()
     try:
-        with torch.no_grad():
+        with evaluating(block):
             values = block(torch.zeros(2, width, device=device, dtype=dtype))
     except Exception as error:
         raise ValueError(f"{name} must take [n, {width}], but raised {type(error).__name__}: {error}") from error
-    finally:
-        for module in training:
-            module.training = True
     if not isinstance(values, Tensor) or values.dim() != 2 or values.shape[0] != 2:
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} must take [n, {width}] to [n, features], but took [2, {width}] to {got}")

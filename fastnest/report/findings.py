@@ -15,15 +15,12 @@ from ..demo.training import score_of
 from ..models import AResNEst, DenseNEst, ResNEst
 from ..models.cifar import CifarNet
 from ..models.densenet import DenseNet
-from ..theory.critical_points import Derivatives
 from ..theory.features import linear_maps
-from ..theory.risk import prediction
 from . import words
 
 FORMAT = "fastnest report, 1"
-ROUNDING = 1e-9  # relative: risks that differ by less are equal
 ROWS = 512  # that a model sees at once
-HESSIAN = 12288  # weights in W_L and W_{L+1} up to which its least eigenvalue is looked for: ten seconds
+HESSIAN = 40_000  # weights in W_L and W_{L+1} up to which its least eigenvalue is looked for: half a minute at most
 
 
 def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", origin: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
             drops), unpredictability.
         block_words: sentences about them.
         critical_point: null, or the fields of theory.CriticalPoint without the direction, outputs and weights;
-            the Hessian's are null above 12288 weights. critical_point_words: sentences about it, or why there is none.
+            the Hessian's are null above 40,000 weights. critical_point_words: sentences about it, or why there is none.
     """
     model.eval()
     x, y, classes = data.x, data.y, data.outputs if data.is_classification else None
@@ -74,7 +71,7 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
         "format": FORMAT,
         "loss": loss,
         "versions": {"fastnest": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "model": _model(model, family, v, data, origin),
+        "model": _model(model, family, v, assumptions["3"]["numbers"].get("width"), data, origin),
         "data": _data(data),
         "assumptions": assumptions,
         "risks": risks,
@@ -112,20 +109,18 @@ def _features(model: torch.nn.Module, x: Tensor) -> list[list[Tensor]]:
     return [theory.features(model, rows) for rows in x.split(ROWS)]
 
 
-def _model(model: torch.nn.Module, family: str, v: list, data: Dataset, origin: dict) -> dict:
+def _model(model: torch.nn.Module, family: str, v: list, width: int | None, data: Dataset, origin: dict) -> dict:
     name = {"bn_resnest": "BN-ResNEst", "a_resnest": "A-ResNEst"}.get(family, type(model).__name__)
     if isinstance(model, CifarNet):
         name = f"{model.arch} {model.kind}"
     if isinstance(model, DenseNet):
         name = f"{model.arch} {'standard' if model.head_norm_act else 'densenest'}"
-    heads = () if family == "a_resnest" else ("head", "linear", "classifier")
-    head = next((getattr(model, name) for name in heads if hasattr(model, name)), None)
     return {
         "name": name,
         "family": family,
         "inputs": math.prod(data.x.shape[1:]),
         "outputs": data.outputs,
-        "width": None if head is None else head.in_features,
+        "width": width,
         "blocks": len(v[0]) - 1,
         "features": [part.shape[1] for part in v[0]],
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -178,7 +173,7 @@ def _bounds(family: str, risks: dict) -> list[dict]:
 
 
 def _at_most(risk: float, bound: float) -> bool:
-    return risk <= bound + ROUNDING * max(bound, ROUNDING)
+    return risk <= bound + words.NOTHING * max(bound, words.NOTHING)
 
 
 def _score(output: Tensor, data: Dataset) -> dict:
@@ -196,7 +191,7 @@ def _blocks(profile: theory.BlockProfile) -> list[dict]:
             "head_risk": risks[i],
             "stream_risk": profile.stream_risk[i] if i < len(profile.stream_risk) else None,
             "drop": drop,
-            "share": drop / every if drop is not None and every > ROUNDING * risks[0] else None,
+            "share": drop / every if drop is not None and every > words.NOTHING * risks[0] else None,
             "unpredictability": profile.unpredictability[i],
         }
         for i, drop in enumerate(drops)
@@ -204,24 +199,10 @@ def _blocks(profile: theory.BlockProfile) -> list[dict]:
 
 
 def _critical_point(resnest: ResNEst, x: Tensor, y: Tensor) -> dict:
-    W_L, W_Lp1 = linear_maps(resnest)[-1].double(), resnest.head.weight.detach().double()
-    size = {"outputs": len(W_Lp1), "weights": W_L.numel() + W_Lp1.numel()}
-    if size["weights"] <= HESSIAN:
-        found = theory.critical_point(resnest, x, y)
-        return {name: value for name, value in vars(found).items() if name != "direction"} | size
-    at, tolerance = Derivatives(prediction("report", resnest, x, y, None), (W_L, W_Lp1)), 1e-6
-    values = torch.linalg.svdvals(W_Lp1)
-    rank = int((values > tolerance * values[0]).sum())
-    norm, scale = float(sum(part.square().sum() for part in at.gradient())) ** 0.5, at.gradient_scale()
-    least = theory.risk_gap(resnest, x, y).risk
-    unknown = ("least_eigenvalue", "largest_eigenvalue", "escaped_risk", "step")
-    return {
-        "verdict": "not critical" if norm > tolerance * scale else "critical",
-        **{"risk": at.risk, "least_risk": least, "gradient_norm": norm, "gradient_scale": scale, "rank": rank},
-        **{"full_rank": rank == len(W_Lp1), "tolerance": tolerance},
-        **dict.fromkeys(unknown),
-        **size,
-    }
+    weights = linear_maps(resnest)[-1].numel() + resnest.head.weight.numel()
+    found = theory.critical_point(resnest, x, y, hessian=weights <= HESSIAN)
+    about = {name: value for name, value in vars(found).items() if name != "direction"}
+    return about | {"outputs": resnest.head.out_features, "weights": weights}
 
 
 def _plain(value: Any) -> Any:

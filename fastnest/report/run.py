@@ -29,12 +29,12 @@ class Options:
     post_activation: bool = False
     kind: str | None = None
     out: Path = Path("out")
-    model: str = "resnest"
-    width: int = 128
-    blocks: int = 8
-    epochs: int = 30
-    rate: float = 2e-3
-    seed: int = 0
+    model: str = training.DEFAULTS["model"]
+    width: int = training.DEFAULTS["width"]
+    blocks: int = training.DEFAULTS["blocks"]
+    epochs: int = training.DEFAULTS["epochs"]
+    rate: float = training.DEFAULTS["rate"]
+    seed: int = training.DEFAULTS["seed"]
 
 
 def run(options: Options) -> tuple[Path, Path]:
@@ -64,11 +64,6 @@ def run(options: Options) -> tuple[Path, Path]:
     print(f"{words.model(found['model'])}\n\n{verdict['headline']}")
     print(*(f"  {sentence}" for sentence in verdict["sentences"]), f"\npage: {html}\nnumbers: {numbers}", sep="\n")
     return html, numbers
-
-
-def _plain(name: str) -> str:
-    """As a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "unnamed"
 
 
 def _plain(name: str) -> str:

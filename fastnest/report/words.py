@@ -182,7 +182,7 @@ def critical_point(at: dict) -> list[str]:
         "nothing, but there is a way down.",
         "degenerate": f"The last two maps stand at a critical point above the minimum (risk {risk}, least {least}), "
         "without curvature that leads down.",
-        "critical": f"The last two maps stand at a critical point: risk {risk}, least {least}.",
+        "undecided": f"The last two maps stand at a critical point above the minimum: risk {risk}, least {least}.",
     }[at["verdict"]]
     rank = f"W_(L+1) has rank {at['rank']} of {at['outputs']}" + (
         ": full, and a critical point with that is a global minimiser where assumptions 3 and 4 hold (Theorem 1)."

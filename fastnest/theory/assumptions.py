@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..models import AResNEst
 from .features import linear_maps
-from .loss import loss_of
+from .loss import NAMED
 from .model_samples import model_samples
 from .moments import moments
 
@@ -77,9 +77,7 @@ def check_assumptions(
         x, y: inputs and targets [n, o], [n] or classes [n]; or an iterable of batches (x, y), read once.
         progress: a bar on stderr; None: where that is a terminal.
     """
-    samples = model_samples(
-        "check_assumptions", model, x, y, loss_of("", "squared"), intercept=False, progress=progress
-    )
+    samples = model_samples("check_assumptions", model, x, y, NAMED["squared"], intercept=False, progress=progress)
     sums = moments(samples)
     maps = linear_maps(model)
     before_last = None if maps is None else maps[: len(sums.features) - 1]

@@ -2,10 +2,8 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**21  # of x at once: what a model makes of them has to fit in memory beside them
@@ -97,16 +95,3 @@ def bar(items: Iterable, total: int | None, label: str, progress: bool | None) -
         else:
             items = tqdm(items, desc=label, total=total, unit="batch", leave=False, dynamic_ncols=True)
     return iter(items)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module):
-    """Evaluation without gradients: a pass over data moves no running statistics and drops nothing out."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module in training:
-            module.training = True

@@ -49,21 +49,26 @@ def column_span(rows: Tensor) -> Tensor:
     return Q[:, : int((size > max(rows.shape) * torch.finfo(rows.dtype).eps * size[:1]).sum())]
 
 
-def least_squares(rows: Tensor, targets: Tensor, shrink: float = 0.0) -> Tensor:
-    """The X [d, o] of least norm that minimises |rows X - targets|^2 + shrink |X|^2."""
-    left, values, vectors = basis(rows)
+def least_squares(rows: Tensor, targets: Tensor) -> Tensor:
+    """The X [d, o] of least norm that minimises |rows X - targets|^2."""
+    return _shrunk(basis(rows), targets, 0.0)
+
+
+def _shrunk(rows: Basis, targets: Tensor, shrink: float) -> Tensor:
+    """The same of |rows X - targets|^2 + shrink |X|^2."""
+    left, values, vectors = rows
     return vectors @ ((values / (values.square() + shrink))[:, None] * (left.T @ targets))
 
 
 def minimise_squared(sums: Moments, ridge: float) -> Minimum:
     """By singular values; the minimiser of least norm."""
-    rows, shrink = sums.rows, ridge * sums.count
-    left, values, vectors = basis(rows)
-    weight = (vectors @ ((values / (values.square() + shrink))[:, None] * (left.T @ sums.targets))).T
+    rows = sums.rows
+    found = basis(rows)
+    weight = _shrunk(found, sums.targets, ridge * sums.count).T
     outputs = rows @ weight.T
     gradient = 2 / sums.count * (outputs - sums.targets).T @ rows + 2 * ridge * weight
     risk = sums.risk(outputs)
-    return Minimum(weight, risk, float(gradient.norm()), len(values), 1, True, risk)
+    return Minimum(weight, risk, float(gradient.norm()), len(found.values), 1, True, risk)
 
 
 class Risk:

@@ -3,6 +3,7 @@
 With X the rows of x_{L-1}, V those of v_L and Y the targets, f(W_L, W_{L+1}) = |(X + V W_L^T) W_{L+1}^T - Y|^2 / n.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,8 +18,8 @@ from .risk import Prediction, augmented_head, prediction, solve_prediction
 
 LANCZOS = 1e-6  # to which the least eigenvalue is found, of the largest magnitude among them
 VECTORS = 64  # of Lanczos, before it restarts; of 20 it failed where the least eigenvalue is one of many near 0
-RESTARTS = 20  # at most; the direction that the theory knows of is looked at in any case
-ROUNDING = 1e-12  # of the largest magnitude: a curvature below 0 by more than this is one
+RESTARTS = 60  # at most; the direction that the theory knows of is looked at in any case
+ROUNDING = 1e-12  # relative, of curvatures and risks: what exceeds it is no rounding
 DENSE = 512  # weights up to which the Hessian is made, column by column, and its eigenvalues are found directly
 
 Point = tuple[Tensor, Tensor]  # W_L [m, k], W_{L+1} [o, m], or a direction in that space
@@ -72,18 +73,23 @@ def _falling(at: Derivatives) -> Point:
     point is a global minimiser.
 
     With z W_{L+1} = 0 from the left and W_{L+1} b = 0 from the right, moving W_L by b c^T changes no output, and
-    W_{L+1} by -s a b^T then lowers the risk by 2 s a^T C c |b|^2 - O(s^2), C = the error's cross-moment with v_L.
+    W_{L+1} by -s a b^T then lowers the risk by 2 s a^T C c |b|^2 - O(s^2), C = the error's cross-moment with v_L. The
+    O(s^2) is what b takes from the stream: of all such b the one that takes least.
     """
     W_L, W_Lp1 = at.point
     error = at.problem.outputs(W_L, W_Lp1) - at.problem.sums.targets
     left, _, right = torch.linalg.svd(error.T @ at.problem.v, full_matrices=False)
-    b = torch.linalg.svd(W_Lp1).Vh[-1]
+    _, values, directions = torch.linalg.svd(W_Lp1)
+    rank = int((values > 1e-6 * values[0]).sum())
+    silent = directions[min(rank, len(directions) - 1) :].T
+    taken = at._stream() @ silent
+    b = silent @ torch.linalg.eigh(taken.T @ taken).eigenvectors[:, 0]
     d_L, d_Lp1 = torch.outer(b, right[0]), -torch.outer(left[:, 0], b)
-    # The best ratio of the two: curvature is a quadratic form in it, with nothing from d_L alone.
-    across = float((d_L * at.curvature((0 * d_L, d_Lp1))[0]).sum())
-    alone = float((d_Lp1 * at.curvature((0 * d_L, d_Lp1))[1]).sum())
-    s = abs(across) / alone if alone > 0 else 1.0
-    direction = (d_L, (s if across < 0 else -s) * d_Lp1)
+    # Curvature is a quadratic form in the two's shares, with nothing from d_L alone: its least eigenvector (1, s).
+    along = at.curvature((0 * d_L, d_Lp1))
+    across, alone = float((d_L * along[0]).sum()), float((d_Lp1 * along[1]).sum())
+    s = -2 * across / (alone + math.hypot(alone, 2 * across)) if across else 0.0
+    direction = (d_L, s * d_Lp1)
     size = _norm(direction)
     return tuple(d / size for d in direction)
 
@@ -111,8 +117,8 @@ def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
         values, vectors = numpy.linalg.eigh(numpy.stack([curvature(one) for one in numpy.eye(sum(sizes))]))
         return float(values[0]), unpacked(vectors[:, 0]), float(abs(values).max())
     # A start with a share of everything, and much of the direction in which the theory finds negative curvature.
-    noise = numpy.random.default_rng(0).standard_normal(sum(sizes))
-    start = packed(_falling(at)) + 0.1 * noise / numpy.linalg.norm(noise)
+    noise, falling = numpy.random.default_rng(0).standard_normal(sum(sizes)), _falling(at)
+    start = packed(falling) + 0.1 * noise / numpy.linalg.norm(noise)
     if not curvature(start).any():  # no curvature at all, which ARPACK takes for a missing start
         return 0.0, unpacked(start / numpy.linalg.norm(start)), 0.0
     most = float(linalg.eigsh(operator(curvature), k=1, which="LM", v0=start, tol=1e-4, return_eigenvectors=False)[0])
@@ -124,7 +130,7 @@ def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
     except linalg.ArpackNoConvergence:
         found = start[:, None] / numpy.linalg.norm(start)
     # The curvature along any direction bounds the least eigenvalue from above, whatever Lanczos left undone.
-    directions = [unpacked(found[:, 0]), _falling(at)]
+    directions = [unpacked(found[:, 0]), falling]
     least, direction = min(((_along(at, d), d) for d in directions), key=lambda one: one[0])
     return least, direction, top
 
@@ -140,8 +146,8 @@ class CriticalPoint:
 
     Attributes:
         verdict: "not critical"; "global minimiser" of (P_phi); "strict saddle", with a direction along which the risk
-            falls; or "degenerate": critical and above the minimum, without curvature below 0 that stands out of
-            rounding.
+            falls; "degenerate": critical and above the minimum, without curvature below 0 that stands out of rounding;
+            or "undecided": the last two, where the Hessian was left out.
         risk: here.
         least_risk: of the global minimiser.
         gradient_norm: of the risk with respect to (W_L, W_{L+1}), float64.
@@ -150,12 +156,14 @@ class CriticalPoint:
         rank: of W_{L+1}, of at most min(M, N_o); singular values below `tolerance` of the largest count as 0.
         full_rank: whether it is N_o; then a critical point is a global minimiser (Theorem 1).
         least_eigenvalue: of the Hessian: the curvature along `direction`, which bounds it from above; with more than
-            512 weights to 1e-6 of the largest, or as near as 20 restarts of Lanczos came.
+            512 weights to 1e-6 of the largest, or as near as 60 restarts of Lanczos came.
         largest_eigenvalue: of the Hessian, in magnitude, to a few digits.
         direction: the least eigenvalue's, (W_L [m, k], W_{L+1} [o, m]) of norm 1 together.
         escaped_risk: the least risk found by stepping along the direction, either way; below `risk` at a strict saddle.
         step: the step to it, in units of the direction, with its sign; 0 if none lowers the risk.
         tolerance: as given.
+
+    What comes from the Hessian (least_eigenvalue to step) is None where it was left out.
     """
 
     verdict: str
@@ -165,11 +173,11 @@ class CriticalPoint:
     gradient_scale: float
     rank: int
     full_rank: bool
-    least_eigenvalue: float
-    largest_eigenvalue: float
-    direction: Point
-    escaped_risk: float
-    step: float
+    least_eigenvalue: float | None
+    largest_eigenvalue: float | None
+    direction: Point | None
+    escaped_risk: float | None
+    step: float | None
     tolerance: float
 
 
@@ -179,6 +187,7 @@ def critical_point(
     y: Tensor | None = None,
     *,
     tolerance: float = 1e-6,
+    hessian: bool = True,
     progress: bool | None = None,
 ) -> CriticalPoint:
     """Whether (W_L, W_{L+1}) is a critical point of the squared risk, and of which kind (arXiv 2111.05496).
@@ -195,28 +204,29 @@ def critical_point(
         tolerance: how small a gradient counts as none, relative to `CriticalPoint.gradient_scale`; also of singular
             values of W_{L+1}, relative to the largest, and of what a risk may lie above the least one, relative to that
             of y = 0.
+        hessian: False leaves it out: what is left takes no longer than `optimal_prediction`.
         progress: a bar on stderr; None: where that is a terminal.
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"critical_point: tolerance must lie between 0 and 1, got {tolerance}")
     problem = prediction("critical_point", resnest, x, y, progress)
     W_L, W_Lp1 = linear_maps(resnest)[-1].double(), resnest.head.weight.detach().double()
-    return at_point(problem, W_L, W_Lp1, tolerance)
-
-
-def at_point(problem: Prediction, W_L: Tensor, W_Lp1: Tensor, tolerance: float) -> CriticalPoint:
     at = Derivatives(problem, (W_L, W_Lp1))
     norm, scale, risk = _norm(at.gradient()), at.gradient_scale(), at.risk
     values = torch.linalg.svdvals(W_Lp1)
     rank = int((values > tolerance * values[0]).sum())
     least_risk = solve_prediction(problem, augmented_head(problem.sums)).infimum
-    least, direction, most = least_curvature(at)
-    step, escaped = _best_step(at, direction)
+    least = direction = most = step = escaped = None
+    if hessian:
+        least, direction, most = least_curvature(at)
+        step, escaped = _best_step(at, direction)
     near = tolerance * problem.sums.risk(torch.zeros_like(problem.sums.targets))
     if norm > tolerance * scale:
         verdict = "not critical"
     elif risk <= least_risk + near:
         verdict = "global minimiser"
+    elif not hessian:
+        verdict = "undecided"
     elif least < -ROUNDING * most and escaped < risk:
         verdict = "strict saddle"
     else:
@@ -263,7 +273,10 @@ class Convexity:
     first_risk: float
     second_risk: float
     midpoint_risk: float
-    excess: float
+
+    @property
+    def excess(self) -> float:
+        return self.midpoint_risk - (self.first_risk + self.second_risk) / 2
 
 
 def check_convexity(
@@ -293,6 +306,5 @@ def check_convexity(
     s = s if s > 0 else 1.0
     first, second = (A / s, s * U), (-A / s, -s * U)
     risks = [problem.risk(*point) for point in (first, second)]
-    excess = nothing - sum(risks) / 2
-    found = None if excess <= 1e-12 * nothing else False
-    return Convexity(found, first, second, *risks, nothing, excess)
+    convex = None if nothing - sum(risks) / 2 <= ROUNDING * nothing else False
+    return Convexity(convex, first, second, *risks, nothing)

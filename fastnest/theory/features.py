@@ -74,7 +74,8 @@ def _rows(v: Tensor) -> Tensor:
 def _begin(found: Record, x: Tensor) -> None:
     if not found.features:
         found.features.append(_rows(x))
-        found.stream.append(_rows(x))
+    # Also where the block before had no last map, which leaves the stream as it was.
+    found.stream.extend([_rows(x)] * (len(found.features) - len(found.stream)))
 
 
 def _called_with(x: Tensor, return_features: bool = False) -> tuple[Tensor, bool]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,14 +108,18 @@ def linear_head(
         classes: their number, where y holds classes; default: the largest + 1. Batches of classes need it.
         progress: a bar on stderr; None: where that is a terminal.
 
-    Under torch.distributed the samples are those of all processes of the default group, and all get the same head.
+    Under torch.distributed the samples are those of all processes of the default group, and all get the same head; each
+    has to have a batch (which may be empty), or the others wait for it.
 
     Raises ValueError or TypeError for arguments that do not fit, and for features or y with NaN or Inf.
     """
     _check_ridge("linear_head", ridge)
     batches = Batches("linear_head", features, y, progress)
-    as_list: Callable[[Any], list[Tensor]] = lambda v: [v] if isinstance(v, Tensor) else list(v)  # noqa: E731
-    return _head(Samples(batches, as_list, loss_of("linear_head", loss), classes, intercept), ridge)
+    return _head(Samples(batches, _as_list, loss_of("linear_head", loss), classes, intercept), ridge)
+
+
+def _as_list(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [features] if isinstance(features, Tensor) else list(features)
 
 
 def best_linear_predictor(

@@ -60,10 +60,8 @@ def targets(function: str, y: Tensor, loss: Loss, outputs: int) -> Tensor:
     return y
 
 
-def outputs_for(function: str, y: Tensor, classes: int | None) -> int:
-    """How many outputs a predictor of y has: its columns, or the number of its classes (default: the largest + 1)."""
+def outputs_for(y: Tensor) -> int:
+    """How many outputs a predictor of y has: its columns, or its largest class + 1."""
     if is_classes(y):
-        if classes is None and not len(y):
-            raise ValueError(f"{function}: y must hold a class, or classes say how many there are; got no rows")
-        return int(y.max()) + 1 if classes is None else classes
+        return int(y.max()) + 1
     return 1 if y.dim() == 1 else y.shape[1]

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..models import ResNEst
 from ..models.cifar import CifarNet
 from ..models.densenet import DenseNet
-from .batches import Batches, evaluating
+from ..nn.evaluation import evaluating
+from .batches import Batches
 from .features import features
 from .loss import Loss
 from .samples import Samples

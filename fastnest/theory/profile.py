@@ -137,14 +137,20 @@ def block_profile(
     maps = linear_maps(model)
     grows = isinstance(model, (DenseNEst, DenseNet))  # x_i is [v_0, ..., v_i] itself
     recorded = maps is None and not grows
-    features = _features_and_stream if recorded else features_of
+    counts = set()  # of features, before the stream behind them: an A-ResNEst's is shorter
+
+    def features_and_stream(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
+        found = record(model, x)
+        counts.add(len(found.features))
+        return [*found.features, *found.stream]
+
+    features = features_and_stream if recorded else features_of
     options = {"intercept": intercept, "progress": progress, "features": features}
     samples = model_samples("block_profile", model, x, y, chosen, **options)
     wanted, samples.intercept = samples.intercept, True  # the first feature, 1, centres those behind it
     predictor = _Squared(samples) if chosen.is_squared else _Convex(samples)
     one, *v = predictor.sums.features
-    # An A-ResNEst's stream is one shorter than its features.
-    count = (len(v) + 1) // 2 if recorded else len(v)
+    count = max(counts) if recorded else len(v)
     v = v[:count]
     begin = 0 if wanted else 1
 
@@ -164,11 +170,6 @@ def block_profile(
     return BlockProfile(
         chosen.name, [part.shape[1] for part in v], head_risk, stream_risk, _unpredictability([one, *v])
     )
-
-
-def _features_and_stream(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
-    found = record(model, x)
-    return [*found.features, *found.stream]
 
 
 Pick = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # from [1, v_0, ..., v_L] what a predictor gets

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batches import Batches, evaluating
+from ..nn.evaluation import evaluating
+from .batches import Batches
 from .convex import basis, least_squares
 from .features import linear_maps, stream
 from .head import solve
-from .loss import loss_of, targets
+from .loss import NAMED, loss_of, targets
 from .model_samples import check_prediction_problem, model_samples
 from .moments import Moments, moments
 from .samples import summed
@@ -66,7 +67,7 @@ class OptimalPrediction(_Weights):
             Both are global minimisers up to rounding.
         infimum: of the risk over all W_L, W_{L+1}. It is below the risk by more than rounding only where no minimiser
             exists (the optimal W_{L+1} lacks rank, and reaching it would take W_L without bound).
-        attained: whether it is not.
+        attained: whether there is a minimiser.
     """
 
     how: str
@@ -97,7 +98,7 @@ class Prediction:
 
 def prediction(function: str, resnest: torch.nn.Module, x, y, progress: bool | None) -> Prediction:
     check_prediction_problem(function, resnest)
-    samples = model_samples(function, resnest, x, y, loss_of(function, "squared"), progress=progress)
+    samples = model_samples(function, resnest, x, y, NAMED["squared"], progress=progress)
     return Prediction.of(moments(samples), resnest)
 
 
@@ -191,8 +192,11 @@ class RiskGap:
 
     risk: float
     augmented_risk: float
-    gap: float
     how: str
+
+    @property
+    def gap(self) -> float:
+        return self.risk - self.augmented_risk
 
 
 def risk_gap(
@@ -224,7 +228,7 @@ def risk_gap(
         H = augmented_head(sums)
         best = solve_prediction(Prediction.of(sums, resnest), H)
         augmented = sums.risk(sums.rows @ H.T)
-        return RiskGap(best.risk, augmented, best.risk - augmented, best.how)
+        return RiskGap(best.risk, augmented, best.how)
     augmented = solve(samples).infimum
     m, o = resnest.head.weight.shape[1], resnest.head.weight.shape[0]
     if m < o:
@@ -237,5 +241,4 @@ def risk_gap(
         v = [part.double() for part in v]
         return [stream(maps, v)[-1], v[len(maps)]]
 
-    risk = solve(samples.mapped(last)).infimum
-    return RiskGap(risk, augmented, risk - augmented, "convex head")
+    return RiskGap(solve(samples.mapped(last)).infimum, augmented, "convex head")

@@ -33,7 +33,7 @@ class Samples:
         self.outputs, self.sizes = outputs, None
         if outputs is None and batches.rows is not None:
             y = batches.source[1]
-            self.outputs = outputs_for(batches.function, y, None)
+            self.outputs = outputs_for(y)
             if is_classes(y):
                 self.outputs = int(largest(torch.tensor(self.outputs, device=y.device)))
 
@@ -45,12 +45,14 @@ class Samples:
             elif self.outputs is None:
                 if is_classes(y):
                     raise ValueError(f"{function}: classes must be given where y comes in batches of classes, got None")
-                self.outputs = outputs_for(function, y, None)
-            sizes = [1] * self.intercept + [part.shape[1] if part.dim() == 2 else -1 for part in v]
+                self.outputs = outputs_for(y)
+            got = [list(part.shape) for part in v]
+            if any(len(shape) != 2 or shape[0] != len(y) for shape in got):
+                raise ValueError(f"{function}: features must be [{len(y)}, size] to match y, got {_said(got)}")
+            sizes = [1] * self.intercept + [size for _, size in got]
             self.sizes = self.sizes or sizes
-            if sizes != self.sizes or -1 in sizes or any(len(part) != len(y) for part in v):
-                got = ", ".join(str(list(part.shape)) for part in v)
-                raise ValueError(f"{function}: features must be [{len(y)}, {self.sizes}] in every batch, got {got}")
+            if sizes != self.sizes:
+                raise ValueError(f"{function}: features must have the sizes {self.sizes} in every batch, got {sizes}")
             wide = [part.detach().double() for part in v]
             ones = [wide[0].new_ones(len(y), 1)] if self.intercept else []
             yield torch.cat([*ones, *wide], 1), targets(function, y.to(wide[0].device), self.loss, self.outputs)
@@ -67,6 +69,10 @@ class Samples:
     def kept(self) -> "Samples | list[tuple[Tensor, Tensor]]":
         """For many passes: where the data are in memory, so may be their features; batches are computed each time."""
         return self if self.batches.rows is None else list(self)
+
+
+def _said(shapes: list[list[int]]) -> str:
+    return ", ".join(map(str, shapes[:3])) + (", ..." if len(shapes) > 3 else "")
 
 
 def _distributed():

@@ -10,6 +10,8 @@ from fastnest import models
 from fastnest.models.cifar import ARCHS, KINDS
 from fastnest.models.image import pooled
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Of the authors' published code, in the order of PARAMETERS' rows: 10 classes, then 100.
 ORDER = ("wrn_16_8", "wrn_40_4", "resnet_110", "resnet_20")
 STANDARD = {10: (11091594, 8977226, 1730522, 272282), 100: (11137764, 9000356, 1736372, 278132)}
@@ -26,14 +28,6 @@ COUNTS = [
     for arch, count in zip(ORDER, row, strict=True)
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def net(kind: str, classes: int = 10, **tensors) -> torch.nn.Module:

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from fastnest import models
 from fastnest.models.densenet import ARCHS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # With 1000 classes torchvision's own; the CIFAR networks with 10 (the paper rounds them to 0.8 and 25.6 million).
 PARAMETERS = {
     "densenet121": (1000, 7978856),
@@ -22,14 +24,6 @@ PARAMETERS = {
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # A network of these parts that takes a moment: each arch's code, fewer layers.
 SMALL = {"small": ("densenet121", (2, 3, 1, 2), 4, 8), "small_bc": ("bc_100_12", (2, 3, 2), 4, 8)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

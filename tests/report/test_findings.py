@@ -180,7 +180,7 @@ def test_a_minimiser_is_said():
     assert found["bounds"][1]["risk"] == pytest.approx(found["bounds"][0]["risk"])
 
 
-@pytest.mark.parametrize("verdict", ["not critical", "global minimiser", "strict saddle", "degenerate", "critical"])
+@pytest.mark.parametrize("verdict", ["not critical", "global minimiser", "strict saddle", "degenerate", "undecided"])
 @pytest.mark.parametrize("escaped", [2.0, 3.0])
 def test_critical_points_in_words(verdict, escaped):
     at = {"verdict": verdict, "risk": 3.0, "least_risk": 1.0, "gradient_norm": 0.0, "gradient_scale": 0.0, "rank": 1}

@@ -22,7 +22,7 @@ from theory.networks import (
 
 from fastnest import models, theory
 from fastnest.theory import critical_points
-from fastnest.theory.critical_points import Derivatives
+from fastnest.theory.critical_points import Derivatives, _falling
 from fastnest.theory.risk import prediction
 
 SMALL = [*RANDOM_WIDE[::2], *RANDOM_NARROW[::2], *RANDOM_FEW, Random(Shape(1, 1, 1, 1, 1))]
@@ -90,6 +90,26 @@ def test_least_eigenvalue(case, solver, monkeypatch):
         assert float(residual.norm()) <= 10 * accuracy * largest
 
 
+@over(*RANDOM_WIDE[:4], *RANDOM_NARROW[:4])
+def test_theorem_2s_direction_proves_a_saddle_where_lanczos_does_not_arrive(case, monkeypatch):
+    """Its curvature is negative at a critical point with W_{L+1} of rank 1 for 2 outputs and more, and stands out of
+    rounding, so that a strict saddle is told from one Lanczos restart of too few vectors."""
+    problem = build(case)
+    at = critical(problem, [0])
+    eigenvalues = torch.linalg.eigvalsh(dense_hessian(at, problem.x, problem.y))
+    direction = _falling(derivatives(problem._replace(model=at)))
+    assert float(sum(d.square().sum() for d in direction)) == pytest.approx(1)
+    moved = derivatives(problem._replace(model=at)).curvature(direction)
+    along = float(sum((d * c).sum() for d, c in zip(direction, moved, strict=True)))
+    assert eigenvalues[0] <= along < -1e3 * critical_points.ROUNDING * eigenvalues.abs().max()
+    for name, value in {"DENSE": 0, "RESTARTS": 1, "VECTORS": 3}.items():
+        monkeypatch.setattr(critical_points, name, value)
+    found = theory.critical_point(at, problem.x, problem.y)
+    assert found.verdict == "strict saddle"
+    assert found.least_eigenvalue <= along
+    assert found.escaped_risk < found.risk
+
+
 @over(RANDOM_WIDE[0], RANDOM_FEW[0])
 def test_a_step_along_the_direction(case):
     """escaped_risk is the risk at `step` along `direction`, and no other step tried is better than the best."""
@@ -108,6 +128,27 @@ def test_a_step_along_the_direction(case):
     small = 1e-3
     fall = found.least_eigenvalue * small**2 / 2
     assert risk(small) - risk(0) == pytest.approx(fall, rel=0.1)
+
+
+def test_without_the_hessian():
+    """The rest is the same, and a saddle is not told from other points that are critical."""
+    problem = build(RANDOM_WIDE[0])
+    saddle = critical(problem, [0])
+    best = theory.optimal_prediction(*problem)
+    for model, verdict in (
+        (problem.model, "not critical"),
+        (saddle, "undecided"),
+        (with_prediction(problem.model, best.W_L, best.W_Lp1), "global minimiser"),
+    ):
+        whole = vars(theory.critical_point(model, problem.x, problem.y))
+        part = vars(theory.critical_point(model, problem.x, problem.y, hessian=False))
+        assert part.pop("verdict") == verdict
+        assert whole.pop("verdict") == ("strict saddle" if verdict == "undecided" else verdict)
+        left_out = {"least_eigenvalue", "largest_eigenvalue", "direction", "escaped_risk", "step"}
+        assert {name for name, value in part.items() if value is None} == left_out
+        assert {name: whole[name] for name in part.keys() - left_out} == {
+            name: part[name] for name in part.keys() - left_out
+        }
 
 
 def test_tolerance():

@@ -9,6 +9,11 @@ from theory.networks import EXACT, dataset, datasets, random_data
 from torch.nn import functional as F
 
 from fastnest import theory
+from fastnest.theory.batches import Batches
+from fastnest.theory.convex import Risk
+from fastnest.theory.loss import loss_of
+from fastnest.theory.moments import moments
+from fastnest.theory.samples import Samples
 
 # A minimiser is found to a gradient of 1e-8 of that at weight 0, scikit-learn's and SciPy's to what is asked of them
 # here: weights may differ by the sum of the gradients over the least curvature, which is 1e-3 of the scale or more.
@@ -328,6 +333,33 @@ def test_gradient_norm_is_that_of_the_objective(loss, mean, ridge, intercept):
     assert head.gradient_norm == pytest.approx(gradient, rel=1e-3, abs=1e-13 * at_zero)
     assert head.gradient_norm <= 1e-6 * at_zero
     assert head.rank == 9 + intercept
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.05])
+@pytest.mark.parametrize("loss", ["cross_entropy", huber], ids=["cross entropy", "huber"])
+def test_newton_gets_the_risks_own_derivatives(loss, ridge):
+    """Value, gradient, and the Hessian on every unit vector, by automatic differentiation of the whole risk.
+
+    A wrong curvature would not show in a solution, only in the way to it.
+    """
+    v, y = classes(40)
+    y = y if loss == "cross_entropy" else F.one_hot(y).double()
+    chosen, rows = loss_of("test", loss), torch.cat(v, 1)
+    whole = Samples(Batches("test", v, y), list, loss_of("test", "squared"))
+    halves = [(rows[:15], y[:15]), (rows[15:], y[15:])]
+    risk = Risk(halves, moments(whole), chosen, ridge)
+    w = torch.randn(3, 9, dtype=torch.float64)
+
+    def plain(w):
+        h = w @ risk.transform.T
+        return chosen.mean(rows @ h.T, y) + ridge * h.square().sum()
+
+    value, gradient, _ = risk.with_gradient(w)
+    assert value == pytest.approx(float(plain(w)), rel=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.functional.jacobian(plain, w), rtol=1e-10, atol=1e-12)
+    hessian = torch.autograd.functional.hessian(plain, w).view(27, 27)
+    columns = [risk.curvature(w, unit.view(3, 9)).flatten() for unit in torch.eye(27, dtype=torch.float64)]
+    torch.testing.assert_close(torch.stack(columns, 1), hessian, rtol=1e-10, atol=1e-12)
 
 
 # The best linear predictor

@@ -22,7 +22,7 @@ from theory.networks import (
 )
 from torch.nn import functional as F
 
-from fastnest import models, theory
+from fastnest import models, nn, theory
 
 # Block profiles
 
@@ -104,6 +104,23 @@ def test_an_a_resnest_has_one_stream_less():
     assert found.head_risk == pytest.approx(expected.head_risk, rel=EXACT)
     assert found.stream_risk == pytest.approx(expected.stream_risk[:-1], rel=EXACT)
     assert str(found).splitlines()[-1].split()[3] == "-"
+
+
+def test_a_block_without_its_last_map_leaves_the_stream():
+    """Inside of a module too, where other blocks come behind it."""
+    model, x, y = build(RANDOM_WIDE[0])
+    m = model.chain.width
+    torch.manual_seed(0)
+    chains = [nn.ResidualChain(m, 2, 2, last_up=last, dtype=x.dtype) for last in (False, True, False)]
+    found = theory.block_profile(torch.nn.Sequential(model.expand, *chains, model.head), x, y)
+    assert len(found.head_risk) == 7
+    rows, expected = model.expand(x), []
+    for chain in chains:
+        v = chain(rows, return_features=True)[1]
+        for i in range(2):
+            expected.append(rows)
+            rows = rows + v[:, i] @ chain.up[i].T if i < len(chain.up) else rows
+    assert found.stream_risk == pytest.approx([least_risk(one, y) for one in expected], rel=EXACT)
 
 
 def test_the_stream_of_a_dense_network_is_its_features():

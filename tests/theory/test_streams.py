@@ -297,9 +297,9 @@ BATCHES = [
     (TypeError, lambda x, y: [x], "every batch must be a pair"),
     (TypeError, lambda x, y: [(x, y), (x, y, y)], "every batch must be a pair"),
     (TypeError, lambda x, y: [(x, y.tolist())], "every batch must be a pair"),
-    (ValueError, lambda x, y: [(x, y), (x[:, :3], y)], "features must be "),
+    (ValueError, lambda x, y: [(x, y), (x[:, :3], y)], "features must have the sizes [4] in every batch, got [3]"),
     (ValueError, lambda x, y: [(x, y), (x, y[:, :2])], "y must be "),
-    (ValueError, lambda x, y: [(x, y), (x[:5], y[:4])], "features must be "),
+    (ValueError, lambda x, y: [(x, y), (x[:5], y[:4])], "features must be [4, size] to match y, got [5, 4]"),
     (ValueError, lambda x, y: [(x, y.argmax(1))], "classes must be given where y comes in batches of classes"),
 ]
 
@@ -374,7 +374,11 @@ def run_both(worker: str, folder: Path) -> list[str]:
     command = [sys.executable, "-c", worker, str(folder)]
     options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONPATH": path}}
     workers = [subprocess.Popen([*command, str(rank)], **options) for rank in (0, 1)]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    try:
+        errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    finally:  # where one failed or went another way the other waits for it
+        for worker in workers:
+            worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     return errors
 

@@ -1,0 +1,18 @@
+"""A module in evaluation for a while."""
+
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module):
+    """Evaluation without gradients: no running statistics move and nothing is dropped out; modes are put back."""
+    training = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for one in training:
+            one.training = True
