@@ -7,27 +7,26 @@ from .. import _backend
 from ..reference import batch_stats as reference
 from .arguments import check_rows, need_grad, rows
 from .image import channels_last, check_image
+from .library import kernels
 
 OP = "batch_stats"
 
-if _backend.CPP_IS_BUILT:
-    torch.library.register_fake("fastnest::batch_stats")(reference.batch_stats_fake)
-    kernel = torch.ops.fastnest.batch_stats.default
+forward_kernels = kernels("batch_stats", reference.batch_stats_fake)
 
 
 class BatchStatsFunction(torch.autograd.Function):
     """The kernel, and the definition's gradient: one elementwise pass that no kernel would shorten."""
 
     @staticmethod
-    def forward(ctx, x):
-        mean, var = kernel(x)
+    def forward(ctx, backend, x):
+        mean, var = forward_kernels[backend](x)
         ctx.save_for_backward(x, mean)
         return mean, var
 
     @staticmethod
     def backward(ctx, dmean, dvar):
         x, mean = ctx.saved_tensors
-        return reference.batch_stats_backward(dmean, dvar, x, mean)
+        return None, reference.batch_stats_backward(dmean, dvar, x, mean)
 
 
 def batch_stats(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +48,8 @@ def batch_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     is_image = isinstance(x, Tensor) and x.dim() == 4
     (check_image if is_image else check_rows)(OP, x)
-    if _backend.choose(OP, x) == "reference":
+    backend = _backend.choose(OP, x)
+    if backend == "reference":
         return reference.batch_stats_forward(x)
     x = channels_last("x", x) if is_image else rows("x", x)
-    return BatchStatsFunction.apply(x) if need_grad((x,)) else kernel(x)
+    return BatchStatsFunction.apply(backend, x) if need_grad((x,)) else forward_kernels[backend](x)

@@ -131,7 +131,8 @@ def dense_block2d(
         casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
         weights = weights._replace(**casting)
     check(x, weights)
-    if _backend.choose(OP, x) == "reference":
+    backend = _backend.choose(OP, x)
+    if backend == "reference":
         y, statistics = reference.dense_block2d_forward(x, weights, eps)
         return (y, statistics) if return_statistics else y
     image = channels_last("x", x)
@@ -143,10 +144,10 @@ def dense_block2d(
     )
     flat = [t for tensors in weights for t in tensors]
     if need_grad((image, *flat)):
-        y, *statistics = autograd.DenseBlock2dFunction.apply(eps, tuple(map(len, weights)), image, *flat)
+        y, *statistics = autograd.DenseBlock2dFunction.apply(backend, eps, tuple(map(len, weights)), image, *flat)
         mean, var, *hidden = statistics
     else:
-        y, _, mean, var, z_mean, z_var = autograd.kernel_forward(image, *weights, eps, False)
+        y, _, mean, var, z_mean, z_var = autograd.forward_kernels[backend](image, *weights, eps, False)
         hidden = [*z_mean, *z_var]
     y = in_format_of(x, y)
     if not return_statistics:

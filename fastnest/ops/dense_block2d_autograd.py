@@ -1,4 +1,4 @@
-"""dense_block2d: the compiled forward and backward, joined for autograd."""
+"""dense_block2d: the kernels' forward and backward, joined for autograd."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -6,16 +6,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import LEARNED, Statistics, Weights
 from .image import channels_last
+from .library import kernels
 
-if _backend.CPP_IS_BUILT:
-    torch.library.register_fake("fastnest::dense_block2d_forward")(reference.dense_block2d_forward_fake)
-    torch.library.register_fake("fastnest::dense_block2d_backward")(reference.dense_block2d_backward_fake)
-    kernel_forward = torch.ops.fastnest.dense_block2d_forward.default
-    kernel_backward = torch.ops.fastnest.dense_block2d_backward.default
+forward_kernels = kernels("dense_block2d_forward", reference.dense_block2d_forward_fake)
+backward_kernels = kernels("dense_block2d_backward", reference.dense_block2d_backward_fake)
 
 
 def statistics_of(mean: Tensor, var: Tensor, hidden: Sequence[Tensor]) -> Statistics:
@@ -30,12 +27,12 @@ class DenseBlock2dFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, eps, lengths, x, *flat):
-        y, z, mean, var, z_mean, z_var = kernel_forward(x, *_lists(flat, lengths), eps, True)
+    def forward(ctx, backend, eps, lengths, x, *flat):
+        y, z, mean, var, z_mean, z_var = forward_kernels[backend](x, *_lists(flat, lengths), eps, True)
         statistics = (mean, var, *z_mean, *z_var)
         ctx.mark_non_differentiable(*statistics)
         ctx.save_for_backward(y, *flat, *z, *statistics)
-        ctx.eps, ctx.lengths, ctx.hidden, ctx.c = eps, lengths, len(z), x.shape[1]
+        ctx.backend, ctx.eps, ctx.lengths, ctx.hidden, ctx.c = backend, eps, lengths, len(z), x.shape[1]
         return y, *statistics
 
     @staticmethod
@@ -55,10 +52,11 @@ class DenseBlock2dFunction(torch.autograd.Function):
         else:
             training = not weights.norm1_mean
             used = _with_statistics(weights, statistics) if training else weights
-            dx, *gradients = kernel_backward(channels_last("dy", dy), y, z, *used, ctx.eps, training)
+            run, dy = backward_kernels[ctx.backend], channels_last("dy", dy)
+            dx, *gradients = run(dy, y, z, *used, ctx.eps, training)
         by_list = dict(zip(LEARNED, gradients, strict=True))
         nothing = {name: [None] * length for name, length in zip(Weights._fields, ctx.lengths, strict=True)}
-        return None, None, dx, *(g for name, none in nothing.items() for g in by_list.get(name, none))
+        return None, None, None, dx, *(g for name, none in nothing.items() for g in by_list.get(name, none))
 
 
 def _with_statistics(weights: Weights, flat: Sequence[Tensor]) -> Weights:

@@ -117,15 +117,16 @@ def dense_chain(
         x = cast(x, dtype)
         weights = Weights(*([cast(tensor, dtype) for tensor in tensors] for tensors in weights))
     check(x, weights, activation)
-    if _backend.choose(OP, x) == "reference":
+    backend = _backend.choose(OP, x)
+    if backend == "reference":
         return reference.dense_chain_forward(x, weights, activation, pre_activation)
     x = rows("x", x)
     weights = Weights(*([contiguous("a weight", t) for t in tensors] for tensors in weights))
     flat = [t for tensors in weights for t in tensors]
     if not need_grad((x, *flat)):
-        y, _ = autograd.kernel_forward(x, *weights, activation, pre_activation, False)
+        y, _ = autograd.forward_kernels[backend](x, *weights, activation, pre_activation, False)
         return y
-    return autograd.DenseChainFunction.apply(activation, pre_activation, tuple(map(len, weights)), x, *flat)
+    return autograd.DenseChainFunction.apply(backend, activation, pre_activation, tuple(map(len, weights)), x, *flat)
 
 
 def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:

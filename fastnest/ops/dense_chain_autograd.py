@@ -1,4 +1,4 @@
-"""dense_chain: the compiled forward and backward, joined for autograd."""
+"""dense_chain: the kernels' forward and backward, joined for autograd."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -6,26 +6,25 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .. import _backend
 from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
 from .arguments import rows
+from .library import kernels
 
-if _backend.CPP_IS_BUILT:
-    torch.library.register_fake("fastnest::dense_chain_forward")(reference.dense_chain_forward_fake)
-    torch.library.register_fake("fastnest::dense_chain_backward")(reference.dense_chain_backward_fake)
-    kernel_forward = torch.ops.fastnest.dense_chain_forward.default
-    kernel_backward = torch.ops.fastnest.dense_chain_backward.default
+forward_kernels = kernels("dense_chain_forward", reference.dense_chain_forward_fake)
+backward_kernels = kernels("dense_chain_backward", reference.dense_chain_backward_fake)
 
 
 class DenseChainFunction(torch.autograd.Function):
     """The kernels' forward and backward. Keeps y (x is its first columns), the weights and `hidden`."""
 
     @staticmethod
-    def forward(ctx, activation, pre_activation, lengths, x, *flat):
-        y, hidden = kernel_forward(x, *_lists(flat, lengths), activation, pre_activation, True)
+    def forward(ctx, backend, activation, pre_activation, lengths, x, *flat):
+        weights = _lists(flat, lengths)
+        y, hidden = forward_kernels[backend](x, *weights, activation, pre_activation, True)
         ctx.save_for_backward(y, hidden, *flat)
-        ctx.activation, ctx.pre_activation, ctx.lengths, ctx.m = activation, pre_activation, lengths, x.shape[1]
+        ctx.backend, ctx.activation, ctx.pre_activation = backend, activation, pre_activation
+        ctx.lengths, ctx.m = lengths, x.shape[1]
         return y
 
     @staticmethod
@@ -38,8 +37,9 @@ class DenseChainFunction(torch.autograd.Function):
                 options = ctx.activation, ctx.pre_activation
                 dx, gradients = reference.dense_chain_backward(dy, y[:, : ctx.m], weights, *options)
         else:
-            dx, *gradients = kernel_backward(rows("dy", dy), y, hidden, *weights, ctx.activation, ctx.pre_activation)
-        return None, None, None, dx, *(g for per_list in gradients for g in per_list)
+            run, dy = backward_kernels[ctx.backend], rows("dy", dy)
+            dx, *gradients = run(dy, y, hidden, *weights, ctx.activation, ctx.pre_activation)
+        return None, None, None, None, dx, *(g for per_list in gradients for g in per_list)
 
 
 def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:

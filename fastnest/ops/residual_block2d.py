@@ -103,15 +103,16 @@ def residual_block2d(
         x = cast(x, dtype)
         weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
     check(op, x, weights, stride)
-    if _backend.choose(op, x) == "reference":
+    backend = _backend.choose(op, x)
+    if backend == "reference":
         y, features, statistics = residual_block2d_forward(autograd.KINDS[op], x, weights, stride, eps)
     else:
-        y, features, statistics = _by_kernel(op, x, weights, stride, eps, return_features)
+        y, features, statistics = _by_kernel(op, backend, x, weights, stride, eps, return_features)
     asked = (features,) * return_features + (statistics,) * return_statistics
     return (y, *asked) if asked else y
 
 
-def _by_kernel(op: str, x: Tensor, weights: Weights, stride: int, eps: float, return_features: bool):
+def _by_kernel(op: str, backend: str, x: Tensor, weights: Weights, stride: int, eps: float, return_features: bool):
     image = channels_last("x", x)
     weights = Weights(
         *(
@@ -122,11 +123,13 @@ def _by_kernel(op: str, x: Tensor, weights: Weights, stride: int, eps: float, re
     flat = [t for tensors in weights for t in tensors]
     if need_grad((image, *flat)):
         lengths = tuple(map(len, weights))
-        y, *others = autograd.ResidualBlock2dFunction.apply(op, stride, eps, return_features, lengths, image, *flat)
+        options = op, backend, stride, eps, return_features, lengths
+        y, *others = autograd.ResidualBlock2dFunction.apply(*options, image, *flat)
         features = others.pop(0) if return_features else None
         mean, var = others[: len(others) // 2], others[len(others) // 2 :]
     else:
-        y, features, _, mean, var = autograd.kernel_forward(op, image, weights, stride, eps, return_features, False)
+        options = stride, eps, return_features, False
+        y, features, _, mean, var = autograd.kernel_forward(op, backend, image, weights, *options)
     if return_features:
         features = in_format_of(x, features)
     return in_format_of(x, y), features, (mean, var) if weights.batch else None

@@ -1,4 +1,4 @@
-"""bottleneck2d and basic_block2d: the compiled forwards and backwards, joined for autograd."""
+"""bottleneck2d and basic_block2d: the kernels' forwards and backwards, joined for autograd."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -6,25 +6,25 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .. import _backend
 from ..reference import basic_block2d, bottleneck2d
 from ..reference.residual_block2d import LEARNED, Weights, residual_block2d_backward
 from .image import channels_last
+from .library import kernels
 
 REFERENCES = {"bottleneck2d": bottleneck2d, "basic_block2d": basic_block2d}
 KINDS = {op: reference.KIND for op, reference in REFERENCES.items()}
-KERNELS = {}
-
-if _backend.CPP_IS_BUILT:
-    for op, reference in REFERENCES.items():
-        for name in (f"{op}_forward", f"{op}_backward"):
-            torch.library.register_fake(f"fastnest::{name}")(getattr(reference, f"{name}_fake"))
-            KERNELS[name] = getattr(torch.ops.fastnest, name).default
+KERNELS = {
+    name: kernels(name, getattr(reference, f"{name}_fake"))
+    for op, reference in REFERENCES.items()
+    for name in (f"{op}_forward", f"{op}_backward")
+}
 
 
-def kernel_forward(op: str, x: Tensor, weights: Weights, stride: int, eps: float, features: bool, save: bool):
-    """The kernel's (y, features, hidden, mean, var)."""
-    return KERNELS[f"{op}_forward"](x, *_for_kernel(weights), stride, eps, features, save)
+def kernel_forward(
+    op: str, backend: str, x: Tensor, weights: Weights, stride: int, eps: float, features: bool, save: bool
+):
+    """The kernels' (y, features, hidden, mean, var)."""
+    return KERNELS[f"{op}_forward"][backend](x, *_for_kernel(weights), stride, eps, features, save)
 
 
 class ResidualBlock2dFunction(torch.autograd.Function):
@@ -34,13 +34,14 @@ class ResidualBlock2dFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, op, stride, eps, return_features, lengths, x, *flat):
+    def forward(ctx, op, backend, stride, eps, return_features, lengths, x, *flat):
         weights = _lists(flat, lengths)
-        y, features, hidden, mean, var = kernel_forward(op, x, weights, stride, eps, return_features, True)
+        y, features, hidden, mean, var = kernel_forward(op, backend, x, weights, stride, eps, return_features, True)
         ctx.save_for_backward(x, *flat, *hidden, *mean, *var)
         ctx.mark_non_differentiable(*mean, *var)
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.stride, ctx.eps, ctx.return_features, ctx.lengths = op, stride, eps, return_features, lengths
+        ctx.op, ctx.backend, ctx.stride, ctx.eps = op, backend, stride, eps
+        ctx.return_features, ctx.lengths = return_features, lengths
         return y, *((features,) if return_features else ()), *mean, *var
 
     @staticmethod
@@ -56,7 +57,7 @@ class ResidualBlock2dFunction(torch.autograd.Function):
         else:
             dx, by_list = _kernel_backward(ctx, dy, dfeatures, x, weights, rest)
         nothing = {name: [None] * length for name, length in zip(Weights._fields, ctx.lengths, strict=True)}
-        return (None,) * 5 + (dx, *(d for name, none in nothing.items() for d in by_list.get(name, none)))
+        return (None,) * 6 + (dx, *(d for name, none in nothing.items() for d in by_list.get(name, none)))
 
 
 def _kernel_backward(ctx, dy, dfeatures, x, weights, saved) -> tuple[Tensor, dict[str, list[Tensor]]]:
@@ -66,7 +67,7 @@ def _kernel_backward(ctx, dy, dfeatures, x, weights, saved) -> tuple[Tensor, dic
         weights = weights._replace(norm_mean=statistics[:half], norm_var=statistics[half:])
     dy = None if dy is None else channels_last("dy", dy)
     dfeatures = None if dfeatures is None else channels_last("dfeatures", dfeatures)
-    dx, *lists, projection, projection_bias = KERNELS[f"{ctx.op}_backward"](
+    dx, *lists, projection, projection_bias = KERNELS[f"{ctx.op}_backward"][ctx.backend](
         dy, dfeatures, x, hidden, *_for_kernel(weights), ctx.stride, ctx.eps, training
     )
     found = zip(LEARNED, (*lists, [projection], [projection_bias]), strict=True)

@@ -12,5 +12,5 @@ KIND = Kind(kernels=(1, 3, 1), strided=1)
 
 bottleneck2d_forward = partial(residual_block2d.residual_block2d_forward, KIND)
 bottleneck2d_backward = partial(residual_block2d.residual_block2d_backward, KIND)
-bottleneck2d_forward_fake = partial(residual_block2d.residual_block2d_forward_fake, KIND)
-bottleneck2d_backward_fake = residual_block2d.residual_block2d_backward_fake
+bottleneck2d_forward_fake = residual_block2d.forward_fake(KIND)
+bottleneck2d_backward_fake = residual_block2d.backward_fake

@@ -98,25 +98,54 @@ def empty_image(x: Tensor, channels: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def dense_block2d_forward_fake(x, *arguments):
-    """Shapes and dtypes of the kernel's (y, z, mean, var, z_mean, z_var), for torch.compile."""
-    *lists, _, save = arguments
-    weights = Weights(*lists)
-    batch, channels = not weights.norm1_mean, x.shape[1] + sum(w.shape[0] for w in weights.conv2)
+def dense_block2d_forward_fake(
+    x: Tensor,
+    conv1: Sequence[Tensor],
+    conv2: Sequence[Tensor],
+    norm1_weight: Sequence[Tensor],
+    norm1_bias: Sequence[Tensor],
+    norm1_mean: Sequence[Tensor],
+    norm1_var: Sequence[Tensor],
+    norm2_weight: Sequence[Tensor],
+    norm2_bias: Sequence[Tensor],
+    norm2_mean: Sequence[Tensor],
+    norm2_var: Sequence[Tensor],
+    dropout: Sequence[Tensor],
+    eps: float,
+    save: bool,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Shapes and dtypes of the kernels' (y, z, mean, var, z_mean, z_var), for torch.compile."""
+    batch, channels = not norm1_mean, x.shape[1] + sum(w.shape[0] for w in conv2)
 
     def vectors(sizes):
         return [x.new_empty(size, dtype=torch.float32) for size in sizes]
 
-    hidden = [w.shape[0] for w in weights.conv1]
+    hidden = [w.shape[0] for w in conv1]
     mean, var = vectors([channels if batch else 0] * 2)
     z = [empty_image(x, size) for size in hidden] if save else []
     kept = hidden if batch else []
     return empty_image(x, channels), z, mean, var, vectors(kept), vectors(kept)
 
 
-def dense_block2d_backward_fake(dy, y, z, *arguments):
-    """Shapes and dtypes of the kernel's gradients, for torch.compile."""
-    *lists, _, _ = arguments
-    weights = Weights(*lists)
-    dx = empty_image(y, y.shape[1] - sum(w.shape[0] for w in weights.conv2))
-    return dx, *([t.new_empty(t.shape) for t in getattr(weights, name)] for name in LEARNED)
+def dense_block2d_backward_fake(
+    dy: Tensor,
+    y: Tensor,
+    z: Sequence[Tensor],
+    conv1: Sequence[Tensor],
+    conv2: Sequence[Tensor],
+    norm1_weight: Sequence[Tensor],
+    norm1_bias: Sequence[Tensor],
+    norm1_mean: Sequence[Tensor],
+    norm1_var: Sequence[Tensor],
+    norm2_weight: Sequence[Tensor],
+    norm2_bias: Sequence[Tensor],
+    norm2_mean: Sequence[Tensor],
+    norm2_var: Sequence[Tensor],
+    dropout: Sequence[Tensor],
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Shapes and dtypes of the kernels' gradients, for torch.compile."""
+    dx = empty_image(y, y.shape[1] - sum(w.shape[0] for w in conv2))
+    learned = (conv1, conv2, norm1_weight, norm1_bias, norm2_weight, norm2_bias)
+    return dx, *([t.new_empty(t.shape) for t in tensors] for tensors in learned)

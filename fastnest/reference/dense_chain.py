@@ -102,9 +102,18 @@ def dense_chain_backward(
 
 
 def dense_chain_forward_fake(
-    x, weight, bias, hidden_weight, hidden_bias, scale, shift, activation, pre_activation, save
-):
-    """Shapes and dtypes of the kernel's (y, hidden), for torch.compile."""
+    x: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    hidden_weight: Sequence[Tensor],
+    hidden_bias: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    shift: Sequence[Tensor],
+    activation: str,
+    pre_activation: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """Shapes and dtypes of the kernels' (y, hidden), for torch.compile."""
     n, m = x.shape
     grown = sum(w.shape[0] for w in weight)
     kept = sum(w.shape[0] for w in hidden_weight)
@@ -114,9 +123,19 @@ def dense_chain_forward_fake(
 
 
 def dense_chain_backward_fake(
-    dy, y, hidden, weight, bias, hidden_weight, hidden_bias, scale, shift, activation, pre_activation
-):
-    """Shapes and dtypes of the kernel's gradients, for torch.compile."""
+    dy: Tensor,
+    y: Tensor,
+    hidden: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    hidden_weight: Sequence[Tensor],
+    hidden_bias: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    shift: Sequence[Tensor],
+    activation: str,
+    pre_activation: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Shapes and dtypes of the kernels' gradients, for torch.compile."""
     m = y.shape[1] - sum(w.shape[0] for w in weight)
     lists = (weight, bias, hidden_weight, hidden_bias, scale, shift)
     return y.new_empty(y.shape[0], m), *([t.new_empty(t.shape) for t in tensors] for tensors in lists)

@@ -8,7 +8,7 @@ features.) C_i is conv[i] [o, c, 1, 1] or [o, c, 3, 3] with padding 1, P is 1x1;
 N_i is batch norm i, or nothing. Every list has one tensor per convolution, or none at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,24 +102,56 @@ def _empty_image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def residual_block2d_forward_fake(kind: Kind, x, *arguments):
-    """Shapes and dtypes of the kernel's (y, features, hidden, mean, var), for torch.compile."""
-    conv, _, norm_weight, _, norm_mean, _, _, _, stride, _, features, save = arguments
-    height, width = x.shape[2:]
-    images = []
-    for weight, step in zip(conv, kind.strides(stride), strict=True):
-        height, width = (height - 1) // step + 1, (width - 1) // step + 1
-        images.append(_empty_image(x, weight.shape[0], height, width))
-    *hidden, y = images
-    v = torch.empty_like(hidden[-1]) if features else x.new_empty(0)
-    stats = norm_weight if norm_weight and not norm_mean else []
-    mean, var = ([x.new_empty(t.shape, dtype=torch.float32) for t in stats] for _ in range(2))
-    return y, v, hidden if save else [], mean, var
+def forward_fake(kind: Kind) -> Callable:
+    """What says the shapes and dtypes of the kernels' (y, features, hidden, mean, var) to torch.compile."""
+
+    def fake(
+        x: Tensor,
+        conv: Sequence[Tensor],
+        conv_bias: Sequence[Tensor],
+        norm_weight: Sequence[Tensor],
+        norm_bias: Sequence[Tensor],
+        norm_mean: Sequence[Tensor],
+        norm_var: Sequence[Tensor],
+        projection: Tensor | None,
+        projection_bias: Tensor | None,
+        stride: int,
+        eps: float,
+        features: bool,
+        save: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        height, width = x.shape[2:]
+        images = []
+        for weight, step in zip(conv, kind.strides(stride), strict=True):
+            height, width = (height - 1) // step + 1, (width - 1) // step + 1
+            images.append(_empty_image(x, weight.shape[0], height, width))
+        *hidden, y = images
+        v = torch.empty_like(hidden[-1]) if features else x.new_empty(0)
+        stats = norm_weight if norm_weight and not norm_mean else []
+        mean, var = ([x.new_empty(t.shape, dtype=torch.float32) for t in stats] for _ in range(2))
+        return y, v, hidden if save else [], mean, var
+
+    return fake
 
 
-def residual_block2d_backward_fake(dy, dfeatures, x, hidden, *arguments):
-    """Shapes and dtypes of the kernel's gradients, for torch.compile."""
-    conv, conv_bias, norm_weight, norm_bias, _, _, projection, projection_bias, *_ = arguments
+def backward_fake(
+    dy: Tensor | None,
+    dfeatures: Tensor | None,
+    x: Tensor,
+    hidden: Sequence[Tensor],
+    conv: Sequence[Tensor],
+    conv_bias: Sequence[Tensor],
+    norm_weight: Sequence[Tensor],
+    norm_bias: Sequence[Tensor],
+    norm_mean: Sequence[Tensor],
+    norm_var: Sequence[Tensor],
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+    stride: int,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Shapes and dtypes of the kernels' gradients, for torch.compile."""
     lists = ([t.new_empty(t.shape) for t in tensors] for tensors in (conv, conv_bias, norm_weight, norm_bias))
     dprojection = x.new_empty(0) if projection is None else x.new_empty(projection.shape)
     dprojection_bias = x.new_empty(0 if projection_bias is None else projection_bias.shape, dtype=torch.float32)

@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from fastnest import _backend
-from fastnest.reference import residual_chain
+from fastnest.reference import basic_block2d, batch_stats, bottleneck2d, dense_block2d, dense_chain, residual_chain
 
 FAKES = {
-    "residual_chain_forward": residual_chain.residual_chain_forward_fake,
-    "residual_chain_backward": residual_chain.residual_chain_backward_fake,
+    f"{module.__name__.rpartition('.')[2]}_{direction}": module
+    for module in (residual_chain, dense_chain, dense_block2d, bottleneck2d, basic_block2d)
+    for direction in ("forward", "backward")
 }
+FAKES = {name: getattr(module, f"{name}_fake") for name, module in FAKES.items()}
+FAKES["batch_stats"] = batch_stats.batch_stats_fake
 
 
 @pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
