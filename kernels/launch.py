@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # 8 warps may have 255 registers a thread. Left to itself, ptxas takes fewer, for a second program, and spills some.
 WARPS = {"num_warps": 8} if torch.version.hip else {"num_warps": 8, "maxnreg": 255}
@@ -32,3 +33,8 @@ def precision(dtype: torch.dtype) -> str:
 
 def is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.bfloat16, torch.float16)
+
+
+def present(stand_in: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """A pointer for every tensor; that of an absent one is never read."""
+    return [stand_in if t is None else t for t in tensors]

@@ -13,7 +13,7 @@ _triton = torch.library.Library("fastnest_triton", "DEF")
 def kernels(name: str, fake: Callable) -> dict[str, Callable]:
     """The operator `name` of every backend that has it here, by backend; all have the signature of `fake`.
 
-    Triton's is the function of that name in fastnest.kernels.<name>, imported when it is first called.
+    Triton's is the function of that name in fastnest.kernels.<op>, imported when it is first called.
     """
     found = {}
     if _backend.CPP_IS_BUILT:
@@ -28,8 +28,10 @@ def kernels(name: str, fake: Callable) -> dict[str, Callable]:
 
 
 def _launcher(name: str) -> Callable:
+    op = name.removesuffix("_forward").removesuffix("_backward")
+
     def launch(*arguments):
-        function = getattr(import_module(f"fastnest.kernels.{name}"), name)
+        function = getattr(import_module(f"fastnest.kernels.{op}"), name)
         tensor = next(argument for argument in arguments if argument is not None)
         with _backend.device_of(tensor):
             return function(*arguments)

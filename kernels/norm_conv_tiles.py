@@ -1,0 +1,34 @@
+"""How much of an image one program takes: enough programs to fill a GPU first, then as much as registers hold."""
+
+import torch
+import triton
+
+from .launch import is_half, tile
+
+PROGRAMS = 128  # a large part's multiprocessors
+
+
+def _most(limit: int, size: int, others: int, least: int = 16) -> int:
+    """The largest power of two up to limit that leaves PROGRAMS programs of `others` times size over it, or `least`."""
+    most = limit
+    while most > least and triton.cdiv(size, most) * others < PROGRAMS:
+        most //= 2
+    return most
+
+
+def convolution_tiles(pixels: int, out: int, channels: int, dtype: torch.dtype) -> dict:
+    """Of a product [pixels, channels] x [channels, out], the right side from memory."""
+    side = tile(out, 128 if is_half(dtype) else 64)
+    pixels = _most(128 if is_half(dtype) else 64, pixels, triton.cdiv(out, side), 16)
+    warps = 8 if pixels * side >= 128 * 128 else 4
+    chunk = tile(channels, 64 if is_half(dtype) else 32)
+    return {"PIXELS": pixels, "OUT": side, "CHUNK": chunk, "num_warps": warps, "num_stages": 2}
+
+
+def gradient_tiles(pixels: int, out: int, channels: int, taps: int, dtype: torch.dtype) -> tuple[dict, int]:
+    """Of a weight's gradient, a sum over pixels of [out, channels] for each tap: tiles, and in how many slices."""
+    side = 64 if is_half(dtype) else 32
+    tiles = {"OUT": tile(out, side), "CHANNELS": tile(channels, side), "PIXELS": 64 if is_half(dtype) else 32}
+    programs = triton.cdiv(out, tiles["OUT"]) * triton.cdiv(channels, tiles["CHANNELS"]) * taps
+    splits = max(1, min(triton.cdiv(2 * PROGRAMS, programs), triton.cdiv(pixels, 4 * tiles["PIXELS"])))
+    return {**tiles, "num_warps": 4, "num_stages": 2}, splits
