@@ -1,8 +1,8 @@
 """Mean and variance of every channel.
 
-What moves: x once, in bands of rows whose programs hold a tile at a time and merge each tile's mean and centred squares
-into the band's (Chan, Golub, LeVeque 1983); 8 bytes a band and channel go to a second launch that joins them in float64.
-Two launches. Kernels that write an image take its bands' moments on the way, and need the second launch only.
+What moves: x once, in bands of rows whose programs hold a tile at a time and merge its mean and centred squares into
+the band's (Chan, Golub, LeVeque 1983); 8 bytes a band and channel go to a second launch that joins them in float64. Two
+launches. Kernels that write an image take its bands' moments on the way, and need the second launch only.
 """
 
 import torch

@@ -35,7 +35,7 @@ class Norm(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """What stands in front of a convolution and the convolution itself: weight [o, c, 1 or 3, 1 or 3], padded by 0 or 1."""
+    """A convolution, weight [o, c, 1, 1] or [o, c, 3, 3] with padding 1, and the batch norm in front of its relu."""
 
     weight: Tensor
     norm: Norm | None
@@ -52,7 +52,7 @@ class Convolution(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """A gradient [n, c, h, w] as kernels read it: minus offset + slope (image - mean), times a factor; all may be absent.
+    """A gradient [n, c, h, w] as kernels read it: minus offset + slope (image - mean), times factor; all may be absent.
 
     offset, slope and mean [c] are what batch statistics of `image` add to its gradient; factor is a dropout mask.
     """
@@ -82,7 +82,7 @@ def read_at(image, line, column, tap, height, width, KERNEL: tl.constexpr, STRID
 
 @triton.jit
 def written_at(image, line, column, tap, height, width, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
-    """Which pixel of the output reads an input by a tap, and whether there is one; height and width are the output's."""
+    """Which output reads an input by a tap, and whether there is one; height and width are the output's."""
     y = line - (tap // KERNEL - KERNEL // 2)
     x = column - (tap % KERNEL - KERNEL // 2)
     there = (y >= 0) & (x >= 0)

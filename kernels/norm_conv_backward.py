@@ -22,7 +22,7 @@ def _input_kernel(
     RELU: tl.constexpr, MORE: tl.constexpr, BASE: tl.constexpr, PIXELS: tl.constexpr, OUT: tl.constexpr,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile [PIXELS, OUT] of x's gradient, of x's channels OUT at a time; CHUNK of the convolution's outputs a step."""
+    """A tile [PIXELS, OUT] of x's gradient: OUT of x's channels, from CHUNK of the convolution's outputs a step."""
     tiles = tl.cdiv(c, OUT)
     tile = tl.program_id(0) // tiles
     pixel = tile * PIXELS + tl.arange(0, PIXELS)
@@ -167,7 +167,7 @@ def input_gradient(
     """
     weight, norm, stride = convolution
     pixels, c = pixels_of(x), x.shape[1]
-    tiles = convolution_tiles(pixels, c, weight.shape[0], x.dtype)
+    tiles = convolution_tiles(pixels, c, weight.shape[0], x.dtype, most_pixels=64)
     norm = norm if relu else None
     bands = triton.cdiv(pixels, tiles["PIXELS"])
     parts = x.new_empty(2, bands if norm else 0, c, dtype=torch.float32)

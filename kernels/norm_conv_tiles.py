@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from .launch import is_half, tile
+from .launch import WARPS, is_half, tile
 
 PROGRAMS = 128  # a large part's multiprocessors
 
@@ -16,11 +16,11 @@ def _most(limit: int, size: int, others: int, least: int = 16) -> int:
     return most
 
 
-def convolution_tiles(pixels: int, out: int, channels: int, dtype: torch.dtype) -> dict:
+def convolution_tiles(pixels: int, out: int, channels: int, dtype: torch.dtype, most_pixels: int = 128) -> dict:
     """Of a product [pixels, channels] x [channels, out], the right side from memory."""
     side = tile(out, 128 if is_half(dtype) else 64)
-    pixels = _most(128 if is_half(dtype) else 64, pixels, triton.cdiv(out, side), 16)
-    warps = 8 if pixels * side >= 128 * 128 else 4
+    pixels = _most(most_pixels if is_half(dtype) else most_pixels // 2, pixels, triton.cdiv(out, side), 16)
+    warps = 8 if pixels * side >= 64 * 128 else 4
     chunk = tile(channels, 64 if is_half(dtype) else 32)
     return {"PIXELS": pixels, "OUT": side, "CHUNK": chunk, "num_warps": warps, "num_stages": 2}
 
@@ -31,4 +31,4 @@ def gradient_tiles(pixels: int, out: int, channels: int, taps: int, dtype: torch
     tiles = {"OUT": tile(out, side), "CHANNELS": tile(channels, side), "PIXELS": 64 if is_half(dtype) else 32}
     programs = triton.cdiv(out, tiles["OUT"]) * triton.cdiv(channels, tiles["CHANNELS"]) * taps
     splits = max(1, min(triton.cdiv(2 * PROGRAMS, programs), triton.cdiv(pixels, 4 * tiles["PIXELS"])))
-    return {**tiles, "num_warps": 4, "num_stages": 2}, splits
+    return {**tiles, **WARPS, "num_warps": 4, "num_stages": 2}, splits

@@ -4,8 +4,8 @@ Each convolution applies the batch norm and the relu in front of it where it rea
 result's moments (norm_conv.py says what moves); the last one adds the shortcut as it writes y. With a projection the
 shortcut is a convolution of the same kind. x is read once more where batch statistics are its own.
 
-Launches with l convolutions: forward l, with a projection 1 more, with batch statistics l + 1 more; backward 2 l to 4 l,
-with a projection 2 or 3 more, with batch statistics 1 more.
+Launches with l convolutions: forward l, with a projection 1 more, with batch statistics l + 1 more; backward 2 l to
+4 l, with a projection 2 or 3 more, with batch statistics 1 more.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Sums that programs took side by side, each into a slice of its own, added in the slices' order: the same bits always."""
+"""Sums that programs took side by side, each into a slice of its own, added in the slices' order: same bits always."""
 
 import torch
 import triton

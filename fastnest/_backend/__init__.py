@@ -3,7 +3,7 @@
 from torch.cuda import device_of  # the block's kernels are launched on the GPU of a tensor
 
 from .asked import Choice, logging_choices, note
-from .choice import backend, choose, why_no_kernel
+from .choice import backend, choose, reads_channels_last_weights, why_no_kernel
 from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "device_of",
     "logging_choices",
     "note",
+    "reads_channels_last_weights",
     "why_no_kernel",
 ]

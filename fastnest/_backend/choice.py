@@ -28,6 +28,11 @@ def backend(name: str) -> AbstractContextManager:
     return asked.asking("forced", name)
 
 
+def reads_channels_last_weights(name: str) -> bool:
+    """Whether a backend's kernels read convolution weights in channels-last memory too, or contiguous ones only."""
+    return name == "triton"
+
+
 def _why_not(name: str, op: str, x: Tensor, triton_limit: str | None) -> str | None:
     """Why kernels (cpp or triton) cannot take a call of op."""
     if name == "triton":

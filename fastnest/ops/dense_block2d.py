@@ -10,7 +10,16 @@ from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
 from .arguments import autocast_dtype, cast, need_grad, raise_misfit
-from .image import channels_last, check_count, check_image, in_format_of, misfit_beside_norms, widened
+from .image import (
+    channels_last,
+    check_count,
+    check_image,
+    convolution_weights,
+    in_format_of,
+    misfit_beside_norms,
+    triton_limit,
+    widened,
+)
 
 OP = "dense_block2d"
 NORMS = Weights._fields[2:10]
@@ -131,14 +140,14 @@ def dense_block2d(
         casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
         weights = weights._replace(**casting)
     check(x, weights)
-    backend = _backend.choose(OP, x)
+    backend = _backend.choose(OP, x, triton_limit(x))
     if backend == "reference":
         y, statistics = reference.dense_block2d_forward(x, weights, eps)
         return (y, statistics) if return_statistics else y
     image = channels_last("x", x)
     weights = weights._replace(
-        conv1=[t.contiguous() for t in weights.conv1],
-        conv2=[t.contiguous() for t in weights.conv2],
+        conv1=convolution_weights(backend, weights.conv1),
+        conv2=convolution_weights(backend, weights.conv2),
         dropout=[channels_last("dropout", t) for t in weights.dropout],
         **{name: widened(getattr(weights, name)) for name in NORMS},
     )

@@ -9,6 +9,8 @@ from .. import _backend
 from ..reference.batch_stats import wide_dtype
 from .arguments import DTYPES, misfit
 
+MOST_PIXELS = 2**31 - 2**10  # on a GPU: less a tile
+
 Wanted = tuple[object, Tensor | None, tuple[int, ...]]  # name, tensor, the shape it should have
 
 
@@ -54,6 +56,19 @@ def channels_last(name: str, x: Tensor) -> Tensor:
 
 def _megabytes(x: Tensor) -> str:
     return f"{x.numel() * x.element_size() / 1e6:.1f} MB"
+
+
+def convolution_weights(backend: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Weights [o, c, k, k] as a backend's kernels read them: themselves, or contiguous copies."""
+    if _backend.reads_channels_last_weights(backend):
+        return [t if t.is_contiguous(memory_format=torch.channels_last) else t.contiguous() for t in tensors]
+    return [t.contiguous() for t in tensors]
+
+
+def triton_limit(x: Tensor) -> str | None:
+    """Why the GPU's kernels cannot take an image of that size: they count its pixels in 32 bits, its elements in 64."""
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return None if pixels < MOST_PIXELS else f"on a GPU, the kernels take fewer than 2^31 pixels, got {pixels}"
 
 
 def in_format_of(x: Tensor, y: Tensor) -> Tensor:

@@ -8,7 +8,15 @@ from .. import _backend
 from ..reference.residual_block2d import Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
 from .arguments import autocast_dtype, cast, need_grad, raise_misfit
-from .image import channels_last, check_count, in_format_of, misfit_beside_norms, widened
+from .image import (
+    channels_last,
+    check_count,
+    convolution_weights,
+    in_format_of,
+    misfit_beside_norms,
+    triton_limit,
+    widened,
+)
 
 NORMS = ("norm_weight", "norm_bias", "norm_mean", "norm_var")
 CONVOLUTIONS = ("conv", "conv_bias", "projection", "projection_bias")
@@ -103,7 +111,7 @@ def residual_block2d(
         x = cast(x, dtype)
         weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
     check(op, x, weights, stride)
-    backend = _backend.choose(op, x)
+    backend = _backend.choose(op, x, triton_limit(x))
     if backend == "reference":
         y, features, statistics = residual_block2d_forward(autograd.KINDS[op], x, weights, stride, eps)
     else:
@@ -116,7 +124,7 @@ def _by_kernel(op: str, backend: str, x: Tensor, weights: Weights, stride: int, 
     image = channels_last("x", x)
     weights = Weights(
         *(
-            [t.contiguous() for t in tensors] if name in ("conv", "projection") else widened(tensors)
+            convolution_weights(backend, tensors) if name in ("conv", "projection") else widened(tensors)
             for name, tensors in zip(Weights._fields, weights, strict=True)
         )
     )

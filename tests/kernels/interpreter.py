@@ -1,6 +1,7 @@
-"""Triton's interpreter with bfloat16 as a GPU has it: rounded to nearest where a float32 is stored, and multiplied.
+"""Triton's interpreter with bfloat16 and sums as a GPU has them.
 
-As it comes, the interpreter truncates when it narrows to bfloat16, and multiplies the bits as if they were integers.
+As it comes, the interpreter truncates when it narrows to bfloat16, multiplies the bits as if they were integers, and
+adds one row of a tile after another, where the threads of a GPU add by halves.
 Imported before the kernels, with TRITON_INTERPRET=1.
 """
 
@@ -27,5 +28,14 @@ def _dot_in_float32(self, a, b, *rest):
     return _dot(self, a, b, *rest)
 
 
+def _sum_by_halves(self, values):
+    data = np.moveaxis(values.handle.data, self.axis, 0)
+    while len(data) > 1:
+        data = data[: len(data) // 2] + data[len(data) // 2 :]
+    data = np.expand_dims(data[0], self.axis) if self.keep_dims else data[0]
+    return self.to_tensor(data, values.dtype)
+
+
 interpreter._convert_float = _convert_rounding
 interpreter.InterpreterBuilder.create_dot = _dot_in_float32
+interpreter.ReduceOps.sum = _sum_by_halves
