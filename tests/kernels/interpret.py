@@ -4,6 +4,7 @@ test_interpreted.py starts it, with TRITON_INTERPRET=1.
 """
 
 import ctypes
+import math
 import mmap
 import sys
 from functools import partial
@@ -13,14 +14,20 @@ import pytest
 import torch
 
 import fastnest
-from fastnest.testing import Case, assert_close, expect, kernel, run, sample_inputs, small_inputs
+from fastnest.testing import Case, assert_close, expect, flops, kernel, run, sample_inputs, small_inputs
 
-MOST_ELEMENTS = 7_000  # of x: the interpreter takes about a second for three times as many
+# The interpreter takes a second for about so many elements of x in rows, and multiply-adds of maps between images.
+MOST_ELEMENTS, MOST_FLOPS = 7_000, 8_000_000
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def cases(op: str) -> list[Case]:
-    return [one for one in sample_inputs(op) if one.sizes["n"] * one.sizes["m"] <= MOST_ELEMENTS]
+    """What the interpreter can take of an op's cases."""
+    return [
+        one
+        for one in sample_inputs(op)
+        if math.prod(one.shapes()["x"]) <= MOST_ELEMENTS and flops(one) <= MOST_FLOPS
+    ]
 
 
 def check(one: Case, dtype: torch.dtype, change=None) -> None:
