@@ -130,7 +130,8 @@ def test_gpu_tensors_run_triton_where_an_op_has_it(monkeypatch):
         assert choice.choose("residual_chain", x) == "triton"
         assert choice.choose("residual_chain", x.double()) == "reference"
         assert choice.choose("residual_chain", x, "too wide") == "reference"
-        assert choice.choose("dense_chain", x) == "reference"
+        assert choice.choose("dense_chain", x) == "triton"
+        assert choice.choose("dense_block2d", x) == "reference"
 
 
 def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
@@ -143,5 +144,5 @@ def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
             choice.choose("residual_chain", x)
         monkeypatch.setattr(choice, "TRITON_IS_INTERPRETED", True)
         assert choice.choose("residual_chain", x) == "triton"
-        with pytest.raises(RuntimeError, match="dense_chain has no kernels for GPUs yet"):
-            choice.choose("dense_chain", x)
+        with pytest.raises(RuntimeError, match="dense_block2d has no kernels for GPUs yet"):
+            choice.choose("dense_block2d", x)

@@ -11,7 +11,7 @@ from . import asked
 from .asked import Choice
 from .installed import CPP_IS_BUILT, CPP_MISSING, TRITON_IS_INTERPRETED, backends, why_no_gpu
 
-TRITON_OPS = ("residual_chain", "batch_stats", "dense_block2d", "bottleneck2d", "basic_block2d")
+TRITON_OPS = ("residual_chain", "dense_chain", "batch_stats", "dense_block2d", "bottleneck2d", "basic_block2d")
 
 
 def backend(name: str) -> AbstractContextManager:

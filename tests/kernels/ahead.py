@@ -29,6 +29,11 @@ CASES = {
         Case("residual_chain", {"n": 4096, "m": 1024, "k": 64, "l": 2}, absent=("mid", "mid_bias", "scale", "shift")),
         Case("residual_chain", {"n": 4096, "m": 256, "k": 64, "l": 2}, options={"activation": "gelu"}),
     ),
+    "dense_chain": (
+        Case("dense_chain", {"n": 4096, "m": 64, "d": (32,) * 8, "h": (128,) * 8}, absent=("scale", "shift")),
+        Case("dense_chain", {"n": 4096, "m": 64, "d": (32,) * 8, "h": ()}, options={"pre_activation": False}),
+        Case("dense_chain", {"n": 4096, "m": 64, "d": (32, 16), "h": (64, 64)}, options={"activation": "gelu"}),
+    ),
     "batch_stats": (Case("batch_stats", {"n": 8, "c": 256, "h": 56, "w": 56}, layout="channels last"),),
     "dense_block2d": (
         Case("dense_block2d", {"n": 8, "c": 64, "h": 56, "w": 56, "d": (32, 32), "b": (128, 128)},

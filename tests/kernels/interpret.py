@@ -14,7 +14,18 @@ import pytest
 import torch
 
 import fastnest
-from fastnest.testing import Case, assert_close, expect, flops, kernel, run, sample_inputs, small_inputs
+from fastnest.testing import (
+    Case,
+    as_tuple,
+    assert_close,
+    expect,
+    flat,
+    flops,
+    kernel,
+    run,
+    sample_inputs,
+    small_inputs,
+)
 
 # The interpreter takes a second for about so many elements of x in rows, and multiply-adds of maps between images.
 MOST_ELEMENTS, MOST_FLOPS = 7_000, 8_000_000
@@ -93,13 +104,14 @@ def compiled(op: str, dtype: torch.dtype) -> None:
         expected = one.call(tensors)
         actual = torch.compile(one.call, fullgraph=True, backend="aot_eager")(tensors)
         torch.testing.assert_close(actual, expected)
-        gradients = [torch.autograd.grad(y[0].sum(), list(tensors.values())) for y in (actual, expected)]
+        leaves = list(flat(tensors).values())
+        gradients = [torch.autograd.grad(as_tuple(y)[0].sum(), leaves) for y in (actual, expected)]
         torch.testing.assert_close(*gradients)
     assert log[0][:2] == (op, "triton")
 
 
 def limits(op: str, dtype: torch.dtype) -> None:
-    """What the kernels do not take is said, and never taken by itself on the CPU."""
+    """What residual_chain's kernels do not take is said, and never taken by itself on the CPU."""
     x, down = torch.ones(3, 5), torch.ones(2, 129, 5)
     with fastnest._backend.logging_choices() as log:
         fastnest.functional.residual_chain(x, down, down.transpose(1, 2).contiguous())

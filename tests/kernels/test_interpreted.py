@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from fastnest._backend.choice import TRITON_OPS
+
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 SCRIPT = Path(__file__).with_name("interpret.py")
-OPS = ("residual_chain",)
 CHECKS = [("outputs_and_gradients", dtype) for dtype in ("float32", "bfloat16", "float16")]
-CHECKS += [(check, "float32") for check in ("repeats", "nan_and_infinity", "guard_pages", "compiled", "limits")]
+CHECKS += [(check, "float32") for check in ("repeats", "nan_and_infinity", "guard_pages", "compiled")]
+RUNS = [(op, *check) for op in TRITON_OPS for check in CHECKS] + [("residual_chain", "limits", "float32")]
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(("check", "dtype"), CHECKS)
+@pytest.mark.parametrize(("op", "check", "dtype"), RUNS)
 def test_interpreted(op, check, dtype):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     words = [sys.executable, str(SCRIPT), check, op, dtype]
