@@ -28,7 +28,7 @@ environment: $(VENV)/environment.stamp
 
 $(VENV)/install.stamp: $(VENV)/environment.stamp setup.py
 	@echo "build: fastnest with its C++ kernels into $(VENV), $(MAX_JOBS) files at a time"
-	$(PIP) --no-build-isolation -e ".[test,bench,demo,theory,plot,report,lint]" "$(TORCH)"
+	$(PIP) --no-build-isolation -e ".[test,bench,demo,theory,plot,report,lint,triton]" "$(TORCH)"
 	$(PY) -m fastnest info
 	@touch $@
 

@@ -1,25 +1,19 @@
 """The Triton kernels without a GPU, by Triton's interpreter: results, repeats, reads behind the end."""
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from fastnest._backend.choice import TRITON_OPS
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-SCRIPT = Path(__file__).with_name("interpret.py")
 CHECKS = [("outputs_and_gradients", dtype) for dtype in ("float32", "bfloat16", "float16")]
 CHECKS += [(check, "float32") for check in ("repeats", "nan_and_infinity", "guard_pages", "compiled")]
-RUNS = [(op, *check) for op in TRITON_OPS for check in CHECKS] + [("residual_chain", "limits", "float32")]
+RUNS = [("interpret.py", check, op, dtype) for op in TRITON_OPS for check, dtype in CHECKS]
+RUNS += [("interpret.py", "limits", "residual_chain", "float32")]
 
 
-@pytest.mark.parametrize(("op", "check", "dtype"), RUNS)
-def test_interpreted(op, check, dtype):
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    words = [sys.executable, str(SCRIPT), check, op, dtype]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(words[1:])} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_interpreted(words, processes):
+    done = processes[words].result()
+    assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
