@@ -1,5 +1,5 @@
-# Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes.
-# But `make gpu`: it uses PYTHON as it is, with the torch and triton that it has, and needs no network.
+# Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes. `make gpu`
+# alone has no .venv: it uses PYTHON as it is, with the torch and triton that it has, and needs no network.
 #   make demo | test | bench | lint | format | gpu | clean
 # PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line.
 PYTHON ?= python3
