@@ -32,9 +32,11 @@ class Record:
             self._write()
 
     def row(self, row: dict) -> None:
-        """Takes the place of the row of that name, measured beside fewer peers."""
+        """Takes the place of the row of that name, measured beside fewer peers, or of why there is none."""
         with self._lock:
-            self.data["rows"] = [one for one in self.data["rows"] if one["name"] != row["name"]] + [row]
+            for what in ("rows", "not_measured"):
+                self.data[what] = [one for one in self.data[what] if one["name"] != row["name"]]
+            self.data["rows"].append(row)
             self._write()
 
     def _write(self) -> None:

@@ -58,11 +58,13 @@ def test_record_is_on_disk_after_every_entry(tmp_path):
     for what, entry in (("tests", {"verdict": "passed"}), ("failures", {"name": "a", "what": "b"})):
         one.add(what, entry)
         assert json.loads(one.path.read_text())[what] == [entry]
+    one.add("not_measured", {"name": "a", "what": "no time left"})
     one.row(row("a"))
     one.row(row("b"))
     one.row(row("a", own=5.0))
     found = json.loads(one.path.read_text())["rows"]
     assert [(r["name"], r["graph_us"]["fastnest"]) for r in found] == [("b", 10.0), ("a", 5.0)]
+    assert one.data["not_measured"] == []
     assert list(tmp_path.joinpath("out").iterdir()) == [one.path]
     assert not record.complete(one.data)
     assert record.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
