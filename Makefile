@@ -1,4 +1,5 @@
-# Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes.
+# Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes. `make gpu`
+# alone has no .venv: it uses PYTHON as it is, with the torch and triton that it has, and needs no network.
 #   make demo | test | bench | lint | format | gpu | clean
 # PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line.
 PYTHON ?= python3
@@ -64,10 +65,11 @@ format: build
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-# Fails, so that nobody takes an untested GPU for a tested one.
+# GPU="--seconds 300 --out DIR": what is in GPU is passed on. Without a GPU it fails, so that nobody takes an untested
+# one for a tested one.
 gpu:
-	@echo "gpu: this version has no GPU kernels that a GPU has run; those in kernels/ are tested without one" >&2
-	@exit 2
+	@echo "gpu: installs into $(PYTHON), checks every kernel on the GPU, times them: 8 minutes, benchmarks/results/CARD.json"
+	@$(PYTHON) -m benchmarks.gpu $(GPU)
 
 clean:
 	@echo "clean: removes $(VENV) and what was built"

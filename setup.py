@@ -56,6 +56,6 @@ def extension() -> dict:
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
-beside = {"fastnest.kernels": "kernels", "fastnest.benchmarks": "benchmarks"}
+beside = {f"fastnest.{path.replace('/', '.')}": path for path in ("kernels", "benchmarks", "benchmarks/gpu")}
 packages = [*find_packages(include=["fastnest", "fastnest.*"]), *beside]
 setup(packages=packages, package_dir=beside, **extension())

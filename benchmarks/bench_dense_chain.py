@@ -91,11 +91,11 @@ def forms(l: int, hidden: bool):
     return fused, eager, in_place
 
 
-def parameters(n_in: int, d: int, l: int, h: int, dtype: torch.dtype, generator: torch.Generator) -> list[torch.Tensor]:
+def parameters(n_in: int, d: int, l: int, h: int, like: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
     """weights [d, m_{i-1}] (or [d, h]), biases [d], then hidden weights [h, m_{i-1}] and biases [h] if h."""
 
     def normal(*shape):
-        return (torch.randn(*shape, generator=generator) * (shape[1] ** -0.5 if len(shape) == 2 else 0.1)).to(dtype)
+        return (torch.randn(*shape, generator=generator) * (shape[1] ** -0.5 if len(shape) == 2 else 0.1)).to(like)
 
     widths = [n_in + i * d for i in range(l)]
     lists = [[normal(d, h or m) for m in widths], [normal(d) for _ in widths]]
@@ -104,12 +104,12 @@ def parameters(n_in: int, d: int, l: int, h: int, dtype: torch.dtype, generator:
     return [tensor for tensors in lists for tensor in tensors]
 
 
-def problem(case: Case) -> Problem:
+def problem(case: Case, device: str = "cpu") -> Problem:
     n, n_in, d, l, h = (case.sizes[letter] for letter in ("n", "in", "d", "l", "h"))
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, n_in, generator=generator).to(dtype)
-    tensors = parameters(n_in, d, l, h, dtype, generator)
+    x = torch.randn(n, n_in, generator=generator).to(device, dtype)
+    tensors = parameters(n_in, d, l, h, x, generator)
     named = zip(("fastnest", "eager", "in-place"), forms(l, bool(h)), strict=True)
     cost = testing.Case(
         "dense_chain", {"n": n, "m": n_in, "d": (d,) * l, "h": (h,) * l if h else ()}, ("scale", "shift")

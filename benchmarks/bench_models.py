@@ -94,11 +94,11 @@ def forms(subject: str, model: torch.nn.Module, x: torch.Tensor) -> dict[str, Fo
     }
 
 
-def problem(case: Case) -> Problem:
+def problem(case: Case, device: str = "cpu") -> Problem:
     dtype = getattr(torch, case.dtype)
-    model = build(case.subject, case.sizes, dtype)
+    model = build(case.subject, case.sizes, dtype).to(device)
     n = case.sizes["n"]
-    x = torch.randn(n, case.sizes["in"], generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(n, case.sizes["in"], generator=torch.Generator().manual_seed(0)).to(device, dtype)
     parameters = list(model.parameters())
     maps = (p.shape for name, p in model.named_parameters() if "bias" not in name)
     return Problem(

@@ -90,12 +90,12 @@ def fused(x, down, down_bias, up):
     return functional.residual_chain(x, down, up, down_bias=down_bias)
 
 
-def parameters(m: int, k: int, l: int, dtype: torch.dtype, generator: torch.Generator) -> list[torch.Tensor]:
+def parameters(m: int, k: int, l: int, like: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
     """down [l, k, m], down_bias [l, k], up [l, m, k], such that the stream keeps its size through any depth."""
     down = torch.randn(l, k, m, generator=generator) * (2 / m) ** 0.5
     bias = torch.randn(l, k, generator=generator) * 0.1
     up = torch.randn(l, m, k, generator=generator) * (1 / (k * l)) ** 0.5
-    return [t.to(dtype) for t in (down, bias, up)]
+    return [t.to(like) for t in (down, bias, up)]
 
 
 def by_block(l: int):
@@ -108,12 +108,12 @@ def by_block(l: int):
     return collect
 
 
-def problem(case: Case) -> Problem:
+def problem(case: Case, device: str = "cpu") -> Problem:
     n, m, k, l = (case.sizes[letter] for letter in "nmkl")
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, m, generator=generator).to(dtype)
-    stacked = parameters(m, k, l, dtype, generator)
+    x = torch.randn(n, m, generator=generator).to(device, dtype)
+    stacked = parameters(m, k, l, x, generator)
     blocks = [block for tensor in stacked for block in tensor.unbind()]
     cost = testing.Case("residual_chain", case.sizes, absent=("mid", "mid_bias", "scale", "shift"))
     return Problem(

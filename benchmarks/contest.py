@@ -16,6 +16,7 @@ from fastnest.testing import ULPS
 COMPILED = {
     "compile": {},
     "max-autotune": {"mode": "max-autotune"},
+    "max-autotune-no-cudagraphs": {"mode": "max-autotune-no-cudagraphs"},
     "frozen": {"options": {"max_autotune": True, "freezing": True}},
 }
 CHUNK = 2048  # rows of the float64 reference at a time, so that its activations fit where float32's do
@@ -132,7 +133,7 @@ def steps(
 def output_gradient(problem: Problem) -> Tensor:
     with torch.no_grad():
         y = problem.forms["fastnest"].call(*problem.forms["fastnest"].leaves)
-    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
 
 
 def expected(problem: Problem, case: Case, dy: Tensor) -> list[Tensor]:

@@ -7,6 +7,8 @@ from statistics import median
 
 from fastnest._optional import optional
 
+from .gpu import table as gpu_table
+
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 PEERS = ("eager", "nchw", "in-place", "memory-efficient", "compile", "max-autotune", "frozen")
@@ -19,6 +21,11 @@ def load(paths: Sequence[Path]) -> list[dict]:
     if not results:
         raise FileNotFoundError("no results are shipped; `fastnest bench --full` makes them")
     return results if paths else sorted(results, key=lambda result: result["date"])
+
+
+def is_of_gpu(result: dict) -> bool:
+    """Whether `make gpu` has written it, not `fastnest bench`."""
+    return "card" in result
 
 
 def ratios(row: dict) -> dict[str, float]:
@@ -143,6 +150,8 @@ def _groups(result: dict) -> list[tuple[str, str, str]]:
 
 def markdown(result: dict) -> str:
     """Everything: heading, summary, a table per subject, mode and dtype, and what failed its comparison."""
+    if is_of_gpu(result):
+        return gpu_table.markdown(result)
     failures = [failure for condition in result["conditions"].values() for failure in condition["failures"]]
     parts = [heading(result), summary(result), *(table(result, *group) for group in _groups(result))]
     parts += [f"FAILED, no speed reported: {failure}" for failure in failures]
@@ -161,6 +170,8 @@ def rewrite(path: Path, results: Sequence[dict]) -> None:
 
 def plot(result: dict, path: Path) -> Path:
     """Bars of the ratio to the best peer, a panel per subject and mode, as shipped and fair."""
+    if is_of_gpu(result):
+        raise ValueError("bench: --plot draws what `fastnest bench` has written, not a run of `make gpu`")
     matplotlib = optional("matplotlib", "plot")
     matplotlib.use("Agg")
     pyplot = optional("matplotlib.pyplot", "plot")

@@ -41,8 +41,8 @@ def cases(full: bool, only: str = "") -> list[contest.Case]:
     return [case for name, case in every if (full or case.quick) and re.search(only, f"{name} {case.name}")]
 
 
-def problem(case: contest.Case) -> contest.Problem:
-    built = next(module for module in FILES.values() if case.subject in module.SUBJECTS).problem(case)
+def problem(case: contest.Case, device: str = "cpu") -> contest.Problem:
+    built = next(module for module in FILES.values() if case.subject in module.SUBJECTS).problem(case, device)
     return contest.step_off_kinks(built) if case.mode == "train" and built.exact is None else built
 
 

@@ -68,7 +68,8 @@ def _show_results(arguments: argparse.Namespace) -> int:
         report.rewrite(arguments.readme, results)
         print(f"figures of {arguments.readme} rewritten")
     if arguments.plot:
-        print(f"plot: {report.plot(results[-1], arguments.plot)}")
+        drawn = [one for one in results if arguments.show or not report.is_of_gpu(one)]
+        print(f"plot: {report.plot(drawn[-1], arguments.plot)}")
     if not (arguments.readme or arguments.plot):
         print(*map(report.markdown, results), sep="\n")
     return 0

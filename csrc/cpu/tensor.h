@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -56,8 +57,8 @@ inline Tensor empty_in_order(const int64_t* sizes, const int64_t* order, size_t 
   }
   const int32_t dtype = type == ScalarType::Float ? types[0] : type == ScalarType::BFloat16 ? types[1] : types[2];
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dimensions), sizes, strides, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dimensions), sizes, strides, dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   const int64_t bytes = count * (type == ScalarType::Float ? 4 : 2);
   if (bytes >= kHugeBytes) prefer_huge_pages(tensor.mutable_data_ptr(), bytes);

@@ -33,17 +33,18 @@ def check(x: Tensor, weights: Weights) -> None:
     for name, tensors in zip(Weights._fields, weights, strict=True):
         if len(tensors) not in (0, l):
             raise ValueError(f"{OP}: {name} must have {l} tensors to match conv2, got {len(tensors)}")
-    for name, needs, present in (
-        ("norm1_weight", "conv2", True),
-        ("norm1_bias", "conv2", True),
-        ("norm2_weight", "conv1", bool(weights.conv1)),
-        ("norm2_bias", "conv1", bool(weights.conv1)),
-        ("norm1_var", "norm1_mean", bool(weights.norm1_mean)),
-        ("norm2_mean", "norm1_mean and conv1", bool(weights.norm1_mean and weights.conv1)),
-        ("norm2_var", "norm1_mean and conv1", bool(weights.norm1_mean and weights.conv1)),
+    # `not`, as torch 2.11 compiles no bool() of a list.
+    for name, needs, absent in (
+        ("norm1_weight", "conv2", False),
+        ("norm1_bias", "conv2", False),
+        ("norm2_weight", "conv1", not weights.conv1),
+        ("norm2_bias", "conv1", not weights.conv1),
+        ("norm1_var", "norm1_mean", not weights.norm1_mean),
+        ("norm2_mean", "norm1_mean and conv1", not (weights.norm1_mean and weights.conv1)),
+        ("norm2_var", "norm1_mean and conv1", not (weights.norm1_mean and weights.conv1)),
     ):
-        if bool(getattr(weights, name)) != present:
-            raise ValueError(f"{OP}: {name} and {needs} go together, got {'no ' if present else ''}{name}")
+        if (not getattr(weights, name)) != absent:
+            raise ValueError(f"{OP}: {name} and {needs} go together, got {'' if absent else 'no '}{name}")
     if not weights.norm1_mean:
         check_count(OP, x)
     for name in ("conv1", "conv2"):

@@ -34,7 +34,8 @@ def check(x: Tensor, weights: Weights, activation: str) -> None:
             raise ValueError(f"{OP}: {name} must have {blocks} tensors to match weight, got {len(tensors)}")
     if weights.hidden_bias and not weights.hidden_weight:
         raise ValueError(f"{OP}: hidden_bias needs hidden_weight, got no hidden_weight")
-    if bool(weights.scale) != bool(weights.shift):
+    # `not`, as torch 2.11 compiles no bool() of a list.
+    if (not weights.scale) != (not weights.shift):
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if weights.scale else 'shift'} alone")
     expected, width = [], x.shape[1]
     reads, hides = [], []  # per block: m_{i-1}, and h_i (0: no hidden layer)

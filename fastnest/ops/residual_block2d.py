@@ -47,13 +47,14 @@ def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
     """All arguments fit together; ValueError or TypeError names the first that does not."""
     if not isinstance(stride, int) or stride not in (1, 2):
         raise ValueError(f"{op}: stride must be 1 or 2, got {stride}")
-    for name, needs, present in (
-        ("norm_bias", "norm_weight", bool(weights.norm_weight)),
-        ("norm_var", "norm_mean", bool(weights.norm_mean)),
-        ("norm_weight", "norm_mean", bool(weights.norm_weight) or bool(weights.norm_mean)),
+    # `not`, as torch 2.11 compiles no bool() of a list.
+    for name, needs, absent in (
+        ("norm_bias", "norm_weight", not weights.norm_weight),
+        ("norm_var", "norm_mean", not weights.norm_mean),
+        ("norm_weight", "norm_mean", not (weights.norm_weight or weights.norm_mean)),
     ):
-        if bool(getattr(weights, name)) != present:
-            raise ValueError(f"{op}: {name} and {needs} go together, got {'no ' if present else ''}{name}")
+        if (not getattr(weights, name)) != absent:
+            raise ValueError(f"{op}: {name} and {needs} go together, got {'' if absent else 'no '}{name}")
     if weights.projection_bias and not weights.projection:
         raise ValueError(f"{op}: projection_bias needs projection, got projection None")
     for i, weight in enumerate(weights.conv):

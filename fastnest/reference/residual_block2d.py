@@ -33,7 +33,7 @@ class Weights(NamedTuple):
     @property
     def batch(self) -> bool:
         """Whether the batch's own statistics are used."""
-        return bool(self.norm_weight) and not self.norm_mean
+        return not (not self.norm_weight or self.norm_mean)
 
 
 # What a backward has gradients for, in this order after x's own.

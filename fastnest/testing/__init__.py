@@ -14,7 +14,7 @@ from .images import (
     small_dense_block2d_cases,
     small_residual_block2d_cases,
 )
-from .running import Results, as_tuple, flat, instruction_set, kernel, kernels, run, unflat
+from .running import Call, Results, as_tuple, flat, instruction_set, kernel, kernels, prepare, run, unflat
 
 _CASES = {
     "residual_chain": (residual_chain_cases, small_residual_chain_cases),
@@ -41,6 +41,7 @@ def small_inputs(op: str) -> list[Case]:
 __all__ = [
     "OPS",
     "ULPS",
+    "Call",
     "Case",
     "Expected",
     "Results",
@@ -54,6 +55,7 @@ __all__ = [
     "instruction_set",
     "kernel",
     "kernels",
+    "prepare",
     "run",
     "sample_inputs",
     "small_inputs",

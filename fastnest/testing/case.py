@@ -51,12 +51,15 @@ class Case:
         image = [(size - 1) // self.options.get("stride", 1) + 1 for size in image]
         return (n, self.sizes.get("m", width) + sum(self.sizes.get("d", ())), *image)
 
-    def tensors(self, dtype: torch.dtype, compute: torch.dtype | None = None, nudge: int = 0) -> dict:
+    def tensors(
+        self, dtype: torch.dtype, compute: torch.dtype | None = None, nudge: int = 0, device: str = "cpu"
+    ) -> dict:
         """Random arguments that are exact in dtype, held in `compute` (by default dtype too), all needing gradients.
 
         (But statistics and dropout masks, which have none.) Sizes keep the stream near 1. Some of x is exactly 0 (but
         see below), where relu has its kink. A nudge other than 0 moves every number by up to half an ulp of dtype, as
-        rounding does, drawn by that nudge (to be held in a wider dtype).
+        rounding does, drawn by that nudge (to be held in a wider dtype). They are drawn on the CPU: every device gets
+        the same.
         """
         generator, rounding = (torch.Generator().manual_seed(seed) for seed in (0, nudge))
 
@@ -65,7 +68,8 @@ class Case:
             values = values.to(dtype).to(compute or dtype)
             if nudge:
                 values *= 1 + torch.finfo(dtype).eps * (torch.rand(shape, generator=rounding) - 0.5)
-            return self._laid_out(name, values).requires_grad_(name not in GIVEN)
+            # Laid out where they are used: a move packs what has gaps.
+            return self._laid_out(name, values.to(device)).requires_grad_(name not in GIVEN)
 
         return {
             name: [tensor(name, one) for one in shape] if isinstance(shape, list) else tensor(name, shape)

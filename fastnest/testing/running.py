@@ -1,6 +1,7 @@
 """Running a case by a kernel or backend: outputs and every gradient, by name."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,27 +56,63 @@ def unflat(leaves: Results) -> dict:
     return tensors
 
 
+@dataclass
+class Call:
+    """A case with its arguments by name and the gradients of its outputs, to be run by a kernel or backend."""
+
+    case: Case
+    name: str
+    leaves: Results
+    gradients: list[Tensor]
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """The outputs, no gradients asked for."""
+        with kernel(self.name), torch.no_grad():
+            return as_tuple(self.case.call(unflat(self.leaves)))
+
+    def step(self) -> Results:
+        """Every output and every gradient, by name."""
+        learned = {leaf: tensor for leaf, tensor in self.leaves.items() if tensor.requires_grad}
+        with kernel(self.name):
+            outputs = as_tuple(self.case.call(unflat(self.leaves)))
+            gradients = torch.autograd.grad(outputs, list(learned.values()), self.gradients, materialize_grads=True)
+        results = {output: value.detach() for output, value in zip(("y", "features"), outputs, strict=False)}
+        return results | {f"d{leaf}": gradient for leaf, gradient in zip(learned, gradients, strict=True)}
+
+
+def prepare(
+    case: Case,
+    name: str,
+    compute: torch.dtype | None = None,
+    nudge: int = 0,
+    *,
+    dtype: torch.dtype,
+    change=None,
+    device: str = "cpu",
+) -> Call:
+    """A case with the arguments of `Case.tensors` and random gradients of its outputs.
+
+    change(leaves, gradients) may alter the arguments by name, and the gradients of the outputs, in place.
+    """
+    call = Call(case, name, flat(case.tensors(dtype, compute, nudge, device)), [])
+    generator = torch.Generator().manual_seed(1)
+    for output in call.forward():
+        gradient = torch.randn(output.shape, generator=generator).to(dtype)
+        call.gradients.append(gradient.to(device, compute or dtype))
+    if change is not None:
+        with torch.no_grad():
+            change(call.leaves, call.gradients)
+    return call
+
+
 def run(
-    case: Case, name: str, compute: torch.dtype | None = None, nudge: int = 0, *, dtype: torch.dtype, change=None
+    case: Case, name: str, compute: torch.dtype | None = None, nudge: int = 0, *, dtype: torch.dtype, **options
 ) -> Results:
     """Every output of a case and every gradient (for random gradients of the outputs), by a kernel or backend.
 
-    The arguments are as in `Case.tensors`. change(leaves, gradients) may alter the arguments by name, and the gradients
-    of the outputs, in place.
+    Arguments and options (change, device) as for `prepare`.
     """
-    leaves = flat(case.tensors(dtype, compute, nudge))
-    generator = torch.Generator().manual_seed(1)
-    with kernel(name):
-        with torch.no_grad():
-            shapes = [out.shape for out in as_tuple(case.call(unflat(leaves)))]
-            gradients = [torch.randn(s, generator=generator).to(dtype).to(compute or dtype) for s in shapes]
-            if change is not None:
-                change(leaves, gradients)
-        outputs = as_tuple(case.call(unflat(leaves)))
-        learned = {leaf: tensor for leaf, tensor in leaves.items() if tensor.requires_grad}
-        gradients = torch.autograd.grad(outputs, list(learned.values()), gradients, materialize_grads=True)
-    results = {output: value.detach() for output, value in zip(("y", "features"), outputs, strict=False)}
-    return results | {f"d{leaf}": gradient for leaf, gradient in zip(learned, gradients, strict=True)}
+    return prepare(case, name, compute, nudge, dtype=dtype, **options).step()
 
 
 def as_tuple(outputs) -> tuple[Tensor, ...]:

@@ -1,0 +1,64 @@
+"""What is timed on a GPU, in groups by subject; the first of every group is run first, then the second of every one."""
+
+from itertools import zip_longest
+
+from fastnest.benchmarks.contest import Case
+
+# torch.compile as it comes with its own CUDA graphs, and without, to be captured like everything else.
+COMPILED = ("max-autotune", "max-autotune-no-cudagraphs")
+# Beside what is compiled: compiling takes longer than everything else, and comes last.
+AT_ONCE = ("eager", "memory-efficient")
+
+
+def _residual(mode: str, dtype: str, *sizes: tuple[int, int, int, int]) -> list[Case]:
+    peers = ("eager", *COMPILED)
+    return [Case("residual_chain", mode, dtype, dict(zip("nmkl", one, strict=True)), peers) for one in sizes]
+
+
+def _dense(mode: str, *sizes: tuple[int, int]) -> list[Case]:
+    return [
+        Case("dense_chain", mode, "bfloat16", {"n": n, "in": 64, "d": 32, "l": l, "h": 0}, ("eager", *COMPILED))
+        for n, l in sizes
+    ]
+
+
+def _densenet(mode: str, *images: int) -> list[Case]:
+    peers = ("eager", *(("memory-efficient",) if mode == "train" else ()), *COMPILED)
+    return [Case("DenseNet-121", mode, "bfloat16", {"n": n, "px": 224}, peers) for n in images]
+
+
+def _stages(mode: str) -> list[Case]:
+    """Those of ResNet-50: blocks 256-64-64-256 on 56 x 56 pixels, 1024-256-256-1024 on 14 x 14."""
+    return [
+        Case("bottleneck stage", mode, "bfloat16", {"n": 64, "px": px, "c": c, "k": k, "b": b}, ("eager", *COMPILED))
+        for px, c, k, b in ((56, 256, 64, 3), (14, 1024, 256, 6))
+    ]
+
+
+def groups() -> dict[str, list[Case]]:
+    many = [(16384, 512, 64, 16), (65536, 256, 64, 8), (65536, 1024, 64, 32), (4096, 1024, 64, 32), (4096, 256, 64, 8)]
+    few = [(256, 512, 64, 16), (1, 256, 64, 8), (1024, 1024, 64, 32), (16, 512, 64, 16), (64, 256, 64, 32)]
+    return {
+        "residual_chain, many rows": _residual("forward", "bfloat16", *many),
+        "residual_chain, training": _residual("train", "bfloat16", *many[:4]),
+        "residual_chain, few rows": _residual("forward", "bfloat16", *few),
+        "residual_chain, few rows, training": _residual("train", "bfloat16", *few[:3]),
+        "DenseNet-121": _densenet("forward", 64, 1, 256, 8),
+        "DenseNet-121, training": _densenet("train", 64),
+        "bottleneck stages": _stages("forward"),
+        "bottleneck stages, training": _stages("train"),
+        "dense_chain": _dense("forward", (16384, 16), (65536, 48), (4096, 48), (256, 8)),
+        "dense_chain, training": _dense("train", (16384, 16), (4096, 48)),
+        "residual_chain, other dtypes": [
+            *_residual("forward", "float32", many[0]),
+            *_residual("forward", "float16", many[0]),
+            *_residual("train", "float32", many[0]),
+        ],
+    }
+
+
+def in_order(compiled: bool = False) -> list[Case]:
+    """By worth: whatever is cut off, every group has been begun. Where they are compiled, whole networks come last."""
+    rounds = zip_longest(*groups().values())
+    cases = [case for one_round in rounds for case in one_round if case is not None]
+    return sorted(cases, key=lambda case: compiled and case.subject == "DenseNet-121")

@@ -1,0 +1,26 @@
+"""The kernels on a GPU, every job of checks.py in a process of its own; `make gpu` runs the same without pytest."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gpu import checks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use"),
+]
+
+
+def name_of(job: dict) -> str:
+    return f"{job['op']} {job['dtype']} {' '.join(job['checks'])} {job.get('part', '')}".strip()
+
+
+@pytest.mark.parametrize("job", list(checks.jobs()), ids=name_of)
+def test_on_a_gpu(job):
+    words = [job["op"], job["dtype"], *job["checks"], "--part", job.get("part", "0/1")]
+    script = str(Path(checks.__file__))
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    assert done.returncode == 0, f"checks.py {' '.join(words)}\n{done.stdout}{done.stderr}"
