@@ -134,6 +134,17 @@ def test_gpu_tensors_run_triton_where_an_op_has_it(monkeypatch):
         assert choice.choose("dense_block2d", x) == "reference"
 
 
+def test_accelerated_blocks_ask_about_their_op_on_their_device(monkeypatch):
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(choice, "TRITON_OPS", ("dense_block2d",))
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, 4, device="cuda:0")
+        assert choice.why_no_kernel("dense_block2d", x, x) is None
+        assert choice.why_no_kernel("bottleneck2d", x, x) == "bottleneck2d has no kernels for GPUs yet"
+        assert choice.why_no_kernel("dense_block2d", x.half(), x) is not None
+
+
 def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
     x = torch.ones(3, 5)
     monkeypatch.setattr(choice, "TRITON_IS_INTERPRETED", False)

@@ -60,8 +60,8 @@ def _why_not_on_gpu(op: str, x: Tensor) -> str | None:
     return None if x.is_cpu and TRITON_IS_INTERPRETED else f"no kernels in Triton for {x.device.type} tensors"
 
 
-def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
-    """Why a caller that has torch's way too should not call an op: no kernel takes x, or torch does something else."""
+def why_no_kernel(op: str, x: Tensor, weight: Tensor) -> str | None:
+    """Why a caller that has torch's way too should not call op: no kernel takes x, or torch does something else."""
     if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
         return f"{type(x).__name__} has operators of its own"
     if torch.is_autocast_enabled(x.device.type):
@@ -69,7 +69,11 @@ def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
             return "float32 under autocast, whose result torch leaves in float32"
     elif x.dtype != weight.dtype:
         return f"its input is {x.dtype} and its weights are {weight.dtype}"
-    return _why_not("cpp", "", x, None)
+    return _why_not(_by_device(x), op, x, None)
+
+
+def _by_device(x: Tensor) -> str:
+    return "triton" if x.is_cuda else "cpp"
 
 
 def choose(op: str, x: Tensor, triton_limit: str | None = None) -> str:
@@ -77,7 +81,7 @@ def choose(op: str, x: Tensor, triton_limit: str | None = None) -> str:
 
     triton_limit: why Triton's kernels, where there are some, cannot take this call for its sizes.
     """
-    by_device = "triton" if x.is_cuda else "cpp"
+    by_device = _by_device(x)
     why_not = _why_not(by_device, op, x, triton_limit)
     automatic = by_device if why_not is None else "reference"
     if not asked.anything():
