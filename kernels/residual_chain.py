@@ -35,7 +35,7 @@ def options(m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
     width, features, half = tile(m), tile(k), is_half(dtype)
     rows = HELD["half" if half else precision(dtype)][backward] // max(width, 2 * features, 128)
     # A block's weights and the activated tile, in shared memory: 80 KiB, of 99 on the smallest part.
-    held = rows >= 16 and width * features * dtype.itemsize <= 64 * 1024
+    held = rows >= 16 and width * features * dtype.itemsize <= 64 * 1024 and not torch.version.hip
     if not held:
         rows = 32 if half else 16
         width = 64 if half or features <= 64 else 16
