@@ -1,4 +1,7 @@
-"""What launchers share: tile sizes, and the precision of float32 products."""
+"""What launchers share: tile sizes, the choice among a few by measurement, and the precision of float32 products."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import triton
@@ -7,6 +10,38 @@ from torch import Tensor
 
 # 8 warps may have 255 registers a thread. Left to itself, ptxas takes fewer, for a second program, and spills some.
 WARPS = {"num_warps": 8} if torch.version.hip else {"num_warps": 8, "maxnreg": 255}
+
+MULTIPROCESSORS = 132  # of an H100; a part with more or fewer only waits longer for its last programs
+
+_tuning = False
+_fastest: dict[tuple, dict] = {}
+measure = triton.testing.do_bench  # milliseconds of a launch
+
+
+def tuning(on: bool) -> None:
+    """Whether the process measures a few tiles for each new size and keeps to the fastest; off until it is asked for.
+
+    Results then differ in rounding: other tiles sum in another order, and which are fastest may change from run to run.
+    Measuring waits for the GPU, so a CUDA graph should be captured only of sizes that have been run before.
+    """
+    global _tuning
+    _tuning = on
+
+
+def launch(run: Callable[[dict], None], candidates: list[dict], *key) -> None:
+    """run(tiles) with the first candidate or, when tuning, the fastest one for `key`; run may be repeated."""
+    if not _tuning:
+        run(candidates[0])
+        return
+    if key not in _fastest:
+        _fastest[key] = min(candidates, key=lambda tiles: measure(partial(run, tiles)))
+    run(_fastest[key])
+
+
+def narrower(tiles: dict) -> list[dict]:
+    """Tiles worth measuring besides: half the rows, by as many warps or half of them, which need no more registers."""
+    rows = tiles["ROWS"] // 2
+    return [tiles | {"ROWS": rows, "num_warps": warps} for warps in (8, 4)] if rows >= 16 else []
 
 
 @triton.jit
@@ -18,6 +53,11 @@ def wide(i):
 def tile(size: int, most: int = 2**30) -> int:
     """The power of two that holds `size`, between 16 (the least of a tensor core's sides) and `most`."""
     return min(max(16, triton.next_power_of_2(size)), most)
+
+
+def rows_for(n: int, most: int) -> int:
+    """Rows of a program: as many as it may have, or fewer, down to 16, where multiprocessors would have none."""
+    return max(16, min(most, triton.next_power_of_2(triton.cdiv(n, MULTIPROCESSORS))))
 
 
 def precision(dtype: torch.dtype) -> str:

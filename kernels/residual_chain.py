@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .launch import WARPS, is_half, precision, tile
+from .launch import WARPS, is_half, precision, rows_for, tile
 
 # Elements of the stream that a program may hold, forward and backward (beside as many of its gradient): 8192 are 32
 # registers of each of 256 threads. Three TF32 products for one leave few.
@@ -30,17 +30,25 @@ HELD = {"half": (8192, 4096), "tf32": (4096, 2048), "tf32x3": (2048, 0), "ieee":
 MOST_FEATURES = 128  # k: wider bottlenecks have no kernel
 
 
-def options(m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
+def options(n: int, m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
     """Tiles, warps and stages for a size, chosen so that no register is spilled."""
     width, features, half = tile(m), tile(k), is_half(dtype)
     rows = HELD["half" if half else precision(dtype)][backward] // max(width, 2 * features, 128)
-    # A block's weights and the activated tile, in shared memory: 80 KiB, of 99 on the smallest part.
-    held = rows >= 16 and width * features * dtype.itemsize <= 64 * 1024
+    # A block's weights and the activated tile, in shared memory: 80 KiB, of 99 on the smallest part. AMD's have 64, and
+    # a held stream spills there.
+    held = rows >= 16 and width * features * dtype.itemsize <= 64 * 1024 and not torch.version.hip
     if not held:
         rows = 32 if half else 16
         width = 64 if half or features <= 64 else 16
     stages = 1 if held or backward else 2
-    return {"ROWS": rows, "CHUNK": width, "FEATURES": features, "HELD": held, "num_stages": stages, **WARPS}
+    return {
+        "ROWS": rows_for(n, rows),
+        "CHUNK": width,
+        "FEATURES": features,
+        "HELD": held,
+        "num_stages": stages,
+        **WARPS,
+    }
 
 
 def present(stand_in: Tensor, *tensors: Tensor | None) -> list[Tensor]:

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate, activate_backward
-from .launch import WARPS, precision, tile, wide
+from .launch import MULTIPROCESSORS, WARPS, launch, narrower, precision, tile, wide
 from .residual_chain import into_down, options, present, step_up, through_mid
 
 SLICES_BYTES = 64 * 2**20  # at most, for the weights' gradients
@@ -257,7 +257,7 @@ def residual_chain_backward(
     arguments = (x, down, down_bias, mid, mid_bias, up, scale, shift)
     if n == 0:
         return tuple(x.new_empty(0) if t is None else torch.zeros_like(t) for t in arguments)
-    tiles = options(m, k, x.dtype, True)
+    tiles = options(n, m, k, x.dtype, True)
     dx, dz = x.new_empty(n, m), torch.empty_like(hidden)
     shared = {"ACT": activation, "PRE": pre_activation, "AFFINE": scale is not None, "DY": dy is not None,
               "SAVE_OUTPUT": activation in IDEMPOTENT, "PRECISION": precision(x.dtype)}  # fmt: skip
@@ -265,16 +265,23 @@ def residual_chain_backward(
     carried = [dx, dx] if tiles["HELD"] else [x.new_empty(n, m, dtype=torch.float32) for _ in range(2)]
     affine = present(x, scale, shift)
     (given,) = present(x, dy)
-    _rows_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
-        given, *present(x, dfeatures), x, stream, hidden, down, *present(x, mid), up, *affine, dx, dz, *carried, *sizes,
-        m, k, MID=mid is not None, DFEATURES=dfeatures is not None, **shared, **tiles,
-    )  # fmt: skip
-    del carried
+
+    def step_back(tiles: dict) -> None:
+        _rows_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+            given, *present(x, dfeatures), x, stream, hidden, down, *present(x, mid), up, *affine, dx, dz, *carried,
+            *sizes, m, k, MID=mid is not None, DFEATURES=dfeatures is not None, **shared, **tiles,
+        )  # fmt: skip
+
+    key = (n, l, m, k, x.dtype, mid is None, dfeatures is None, *shared.values())
+    launch(step_back, [tiles, *narrower(tiles)], "residual_chain_backward", x.device, *key)
+    carried.clear()  # their memory serves the slices
     # Of the features one tensor core's side at a time: longer sums would not fit in registers.
     rows, chunk = (32 if shared["PRECISION"] == "tf32x3" else 64), 32
     chunks = triton.cdiv(m, chunk)
-    # Two programs for each of about 128 multiprocessors, as far as their slices stay small.
-    splits = min(triton.cdiv(256, chunks), triton.cdiv(n, rows), max(1, SLICES_BYTES // (8 * l * m * k)))
+    # Two programs for each multiprocessor, as far as their slices stay small.
+    splits = min(
+        triton.cdiv(2 * MULTIPROCESSORS, chunks), triton.cdiv(n, rows), max(1, SLICES_BYTES // (8 * l * m * k))
+    )
 
     def slices(like: Tensor | None) -> Tensor:
         return x.new_empty(0) if like is None else x.new_zeros(splits, *like.shape, dtype=torch.float32)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate
-from .launch import is_half, precision, wide
+from .launch import is_half, launch, narrower, precision, wide
 from .residual_chain import into_down, options, present, step_up, through_mid
 
 
@@ -140,16 +140,21 @@ def residual_chain_forward(
     stream = x.new_empty(n, m, dtype=torch.float32) if save and half else x.new_empty(0, dtype=torch.float32)
     if n == 0:
         return y, found, hidden, stream
-    tiles = options(m, k, x.dtype, False)
+    tiles = options(n, m, k, x.dtype, False)
     # Where a wide stream lives: at the end that is y, or what is kept for the backward, or nothing anyone keeps.
     carried = stream
     if not tiles["HELD"] and not stream.numel():
         carried = x.new_empty(n, m, dtype=torch.float32) if half else y
-    _forward_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
-        x, down, *present(x, down_bias, mid, mid_bias), up, *present(x, scale, shift), y, found, hidden, carried,
-        n, l, up.shape[0], x.stride(0), m, k,
-        ACT=activation, PRE=pre_activation, BIAS=down_bias is not None, MID=mid is not None,
-        MID_BIAS=mid_bias is not None, AFFINE=scale is not None, RETURN=found.numel() > 0, SAVE=save,
-        SAVE_OUTPUT=idempotent, SAVE_STREAM=stream.numel() > 0, PRECISION=precision(x.dtype), **tiles,
-    )  # fmt: skip
+    flags = {"ACT": activation, "PRE": pre_activation, "BIAS": down_bias is not None, "MID": mid is not None,
+             "MID_BIAS": mid_bias is not None, "AFFINE": scale is not None, "RETURN": found.numel() > 0, "SAVE": save,
+             "SAVE_OUTPUT": idempotent, "SAVE_STREAM": stream.numel() > 0, "PRECISION": precision(x.dtype)}  # fmt: skip
+
+    def forward(tiles: dict) -> None:
+        _forward_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+            x, down, *present(x, down_bias, mid, mid_bias), up, *present(x, scale, shift), y, found, hidden, carried,
+            n, l, up.shape[0], x.stride(0), m, k, **flags, **tiles,
+        )  # fmt: skip
+
+    key = (n, l, m, k, x.dtype, *flags.values())
+    launch(forward, [tiles, *narrower(tiles)], "residual_chain_forward", x.device, *key)
     return y, found, hidden, stream

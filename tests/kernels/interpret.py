@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import fastnest
+from fastnest.kernels import launch
 from fastnest.testing import (
     Case,
     as_tuple,
@@ -52,6 +53,7 @@ def check(one: Case, dtype: torch.dtype, change=None) -> None:
 
 def outputs_and_gradients(op: str, dtype: torch.dtype) -> None:
     """Sizes that no tile divides, options, layouts: every third case, another third by every dtype."""
+    launch.MULTIPROCESSORS = 1  # tiles as for many rows; the other checks have those for few
     for one in cases(op)[DTYPES.index(dtype) :: 3]:
         check(one, dtype)
 
@@ -62,6 +64,25 @@ def repeats(op: str, dtype: torch.dtype) -> None:
         first, second = (run(one, "triton", dtype=dtype) for _ in range(2))
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{name} differs when repeated: {one!r}"
+
+
+def tuned(op: str, dtype: torch.dtype) -> None:
+    """Whichever tiles are measured to be the fastest, here the last ones: right, and measured once."""
+    measured = []
+
+    def measure(run) -> int:
+        run()
+        measured.append(run)
+        return -len(measured)
+
+    launch.MULTIPROCESSORS, launch.measure = 1, measure
+    launch.tuning(True)
+    for one in [one for one in cases(op) if one.sizes["n"] == 49][::12]:
+        check(one, dtype)
+        before = len(measured)
+        run(one, "triton", dtype=dtype)
+        assert len(measured) == before > 0, repr(one)
+    assert len({one.args[0]["ROWS"] for one in measured}) > 1, "nothing to choose from"
 
 
 def nan_and_infinity(op: str, dtype: torch.dtype) -> None:
