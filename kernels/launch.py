@@ -29,8 +29,8 @@ def tuning(on: bool) -> None:
 
 
 def launch(run: Callable[[dict], None], candidates: list[dict], *key) -> None:
-    """run(tiles) with the first candidate or, when tuning, the fastest one for `key`; run may be repeated."""
-    if not _tuning:
+    """run(tiles) with the first candidate or, when tuning, the fastest one for `key`; with several, run is repeated."""
+    if not _tuning or len(candidates) == 1:
         run(candidates[0])
         return
     if key not in _fastest:

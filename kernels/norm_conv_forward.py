@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .batch_stats import band_moments, join
 from .image import pixel_stride, pixels_of
-from .launch import precision, present, wide
+from .launch import launch, precision, present, wide
 from .norm_conv import Convolution, Norm, activated, place, read_at
 from .norm_conv_tiles import convolution_tiles
 
@@ -74,19 +74,24 @@ def convolve(
         for vector in moments or ():
             vector.zero_()
         return
-    tiles = convolution_tiles(pixels, o, x.shape[1], x.dtype)
-    bands = triton.cdiv(pixels, tiles["PIXELS"])
-    parts = x.new_empty(2, bands if moments else 0, o, dtype=torch.float32)
     shortcut_stride, factor_stride = (0 if t is None else pixel_stride(t) for t in (shortcut, factor))
-    _forward_kernel[(bands * triton.cdiv(o, tiles["OUT"]),)](
-        x, weight, *present(x, bias, *(norm or (None,) * 4), shortcut, factor), z, *parts,
-        pixels, *x.shape[2:], *z.shape[2:], x.shape[1], o, pixel_stride(x), pixel_stride(z), shortcut_stride,
-        factor_stride, *convolution.weight_strides(), eps,
-        KERNEL=kernel, STRIDE=stride, NORM=norm is not None, BIAS=bias is not None, SHORTCUT=shortcut is not None,
-        FACTOR=factor is not None, MOMENTS=moments is not None, PRECISION=precision(x.dtype), **tiles,
-    )  # fmt: skip
-    if moments:
-        join(parts, pixels, tiles["PIXELS"], *moments)
+    flags = {"KERNEL": kernel, "STRIDE": stride, "NORM": norm is not None, "BIAS": bias is not None,
+             "SHORTCUT": shortcut is not None, "FACTOR": factor is not None, "MOMENTS": moments is not None,
+             "PRECISION": precision(x.dtype)}  # fmt: skip
+
+    def run(tiles: dict) -> None:
+        bands = triton.cdiv(pixels, tiles["PIXELS"])
+        parts = x.new_empty(2, bands if moments else 0, o, dtype=torch.float32)
+        _forward_kernel[(bands * triton.cdiv(o, tiles["OUT"]),)](
+            x, weight, *present(x, bias, *(norm or (None,) * 4), shortcut, factor), z, *parts,
+            pixels, *x.shape[2:], *z.shape[2:], x.shape[1], o, pixel_stride(x), pixel_stride(z), shortcut_stride,
+            factor_stride, *convolution.weight_strides(), eps, **flags, **tiles,
+        )  # fmt: skip
+        if moments:
+            join(parts, pixels, tiles["PIXELS"], *moments)
+
+    candidates = convolution_tiles(pixels, o, x.shape[1], x.dtype)
+    launch(run, candidates, "norm_conv forward", pixels, o, x.shape[1], x.dtype, *flags.values())
 
 
 @triton.jit

@@ -77,12 +77,12 @@ def tuned(op: str, dtype: torch.dtype) -> None:
 
     launch.MULTIPROCESSORS, launch.measure = 1, measure
     launch.tuning(True)
-    for one in [one for one in cases(op) if one.sizes["n"] == 49][::12]:
+    for one in [one for one in light_cases(op) if one.sizes["n"] in (3, 49)][::12]:
         check(one, dtype)
         before = len(measured)
         run(one, "triton", dtype=dtype)
         assert len(measured) == before > 0, repr(one)
-    assert len({one.args[0]["ROWS"] for one in measured}) > 1, "nothing to choose from"
+    assert len({str(one.args[0]) for one in measured}) > 1, "nothing to choose from"
 
 
 def nan_and_infinity(op: str, dtype: torch.dtype) -> None:

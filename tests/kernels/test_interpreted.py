@@ -10,6 +10,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 CHECKS = [("outputs_and_gradients", dtype) for dtype in ("float32", "bfloat16", "float16")]
 CHECKS += [(check, "float32") for check in ("repeats", "tuned", "nan_and_infinity", "guard_pages", "compiled")]
 RUNS = [("interpret.py", check, op, dtype) for op in TRITON_OPS for check, dtype in CHECKS]
+RUNS.remove(("interpret.py", "tuned", "batch_stats", "float32"))  # has one way
 RUNS += [("interpret.py", "limits", "residual_chain", "float32")]
 
 
