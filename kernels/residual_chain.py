@@ -36,10 +36,11 @@ def options(n: int, m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
     rows = HELD["half" if half else precision(dtype)][backward] // max(width, 2 * features, 128)
     # A block's weights and the activated tile, in shared memory: 80 KiB, of 99 on the smallest part. AMD's have 64, and
     # a held stream spills there.
-    held = rows >= 16 and width * features * dtype.itemsize <= 64 * 1024 and not torch.version.hip
+    amd = torch.version.hip is not None
+    held = rows >= 16 and width * features * dtype.itemsize <= 64 * 1024 and not amd
     if not held:
-        rows = 32 if half else 16
-        width = 64 if half or features <= 64 else 16
+        rows = 32 if half and not amd else 16
+        width = 64 if (half and not amd) or features <= 64 else 16
     stages = 1 if held or backward else 2
     return {
         "ROWS": rows_for(n, rows),

@@ -276,7 +276,7 @@ def residual_chain_backward(
     launch(step_back, [tiles, *narrower(tiles)], "residual_chain_backward", x.device, *key)
     carried.clear()  # their memory serves the slices
     # Of the features one tensor core's side at a time: longer sums would not fit in registers.
-    rows, chunk = (32 if shared["PRECISION"] == "tf32x3" else 64), 32
+    rows, chunk = (32 if shared["PRECISION"] == "tf32x3" or torch.version.hip else 64), 32
     chunks = triton.cdiv(m, chunk)
     # Two programs for each multiprocessor, as far as their slices stay small.
     splits = min(

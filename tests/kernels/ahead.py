@@ -137,7 +137,11 @@ CALLS = {
             (("sm_90",), ("tf32", "float16"), {}),
             (("sm_90",), ("bfloat16",), {"train": False, "tuned": True}),
             (("sm_80",), ("tf32x3", "bfloat16"), {"m": 1024, "k": 128}),
-            (("sm_90",), ("tf32x3", "bfloat16"), {"mid": True, "affine": True, "features": True, "activation": "gelu"}),
+            (
+                ("sm_90", "gfx942"),
+                ("tf32x3", "bfloat16"),
+                {"mid": True, "affine": True, "features": True, "activation": "gelu"},
+            ),
         ],
     ),
     "dense_chain": (
