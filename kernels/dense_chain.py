@@ -68,13 +68,18 @@ def packed(stand_in: Tensor, run: Run, *lists: Sequence[Tensor]) -> list[Tensor]
     return [torch.cat(part) if len(part) > 1 else part[0] if part else stand_in for part in parts]
 
 
-def options(run: Run, dtype: torch.dtype) -> dict:
-    """Tiles, warps and stages, chosen so that no register is spilled."""
-    half = is_half(dtype)
-    rows, chunk, most = (64, 64, 64) if half else (32, 32, 32)
+def options(run: Run, dtype: torch.dtype, scaled_gradient: bool = False) -> dict:
+    """Tiles, warps and stages, chosen so that no register is spilled.
+
+    scaled_gradient: whether a gradient goes through scale and shift, where u, du and x stand beside it. Sizes that no
+    vector divides need as many registers, for an address of every element.
+    """
+    rows, most = (64, 64) if is_half(dtype) else (32, 32)
+    if scaled_gradient or any(size % 16 for size in (run.m, run.d, run.h)):
+        rows, most = rows // 2, 32
     return {
         "ROWS": rows,
-        "CHUNK": chunk,
+        "CHUNK": most,
         "FEATURES": tile(max(run.d, run.h), most),
         "PRECISION": precision(dtype),
         **WARPS,

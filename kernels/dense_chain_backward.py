@@ -35,7 +35,6 @@ def _gathered(
     dy, y, dz: at the rows.
     """
     there = inside & of_column[None, :]
-    g = tl.load(dy + column[None, :], there, other=0).to(tl.float32)
     x = tl.zeros([ROWS, COLUMNS], tl.float32)
     if PRE or AFFINE:
         x = tl.load(y + column[None, :], there, other=0).to(tl.float32)
@@ -59,7 +58,7 @@ def _gathered(
             )
     if PRE and not AFFINE:
         total = activate_backward(total, x, ACT)  # of every block alike
-    return g + total
+    return total + tl.load(dy + column[None, :], there, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -259,7 +258,7 @@ def dense_chain_backward(
         l, d, h = run.l, run.d, run.h
         step = h + saved_growth * d
         at -= l * step
-        tiles = options(run, y.dtype)
+        tiles = options(run, y.dtype, bool(scale))
         w, hidden_w, factor, offset = packed(y, run, weight, hidden_weight, scale, shift)
         dx = y.new_empty(n, run.m, dtype=torch.float32 if run.blocks.start else y.dtype)
         dz, dz_hidden = y.new_empty(n, l * d), y.new_empty(n, l * h)

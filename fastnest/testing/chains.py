@@ -63,8 +63,9 @@ def dense_chain_cases() -> Iterator[Case]:
                 yield case(49, 34, (20, 3), h, (), activation=activation, pre_activation=pre_activation)
     for layout in LAYOUTS:
         yield case(50, 40, (17, 5), (20, 3), (), layout)
-    for h in ((), (20, 3, 3, 3, 20)):
-        yield case(50, 40, (5, 17, 17, 17, 2), h, ())  # alike in the middle
+    for activation, pre_activation in (("gelu", True), ("relu", False), ("silu", False)):
+        for h in ((), (20, 3, 3, 3, 20)):  # blocks alike in the middle
+            yield case(50, 40, (5, 17, 17, 17, 2), h, (), activation=activation, pre_activation=pre_activation)
     yield case(5, 1030, (48, 32))
     yield case(700, 100, (32, 33), (128, 65))
     yield case(20000, 20, (8, 8))
