@@ -12,9 +12,8 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 SCRIPT = Path(__file__).with_name("interpret.py")
 OPS = ("residual_chain",)
 CHECKS = [("outputs_and_gradients", dtype) for dtype in ("float32", "bfloat16", "float16")]
-CHECKS += [
-    (check, "float32") for check in ("repeats", "tuned", "nan_and_infinity", "guard_pages", "compiled", "limits")
-]
+CHECKS += [("tuned", "bfloat16")]  # whose tiles have rows to halve
+CHECKS += [(check, "float32") for check in ("repeats", "nan_and_infinity", "guard_pages", "compiled", "limits")]
 
 
 @pytest.mark.parametrize("op", OPS)
