@@ -8,9 +8,10 @@ from fastnest._backend.choice import TRITON_OPS
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 CHECKS = [("outputs_and_gradients", dtype) for dtype in ("float32", "bfloat16", "float16")]
-CHECKS += [(check, "float32") for check in ("repeats", "tuned", "nan_and_infinity", "guard_pages", "compiled")]
+CHECKS += [("tuned", "bfloat16")]  # whose tiles have rows to halve
+CHECKS += [(check, "float32") for check in ("repeats", "nan_and_infinity", "guard_pages", "compiled")]
 RUNS = [("interpret.py", check, op, dtype) for op in TRITON_OPS for check, dtype in CHECKS]
-RUNS.remove(("interpret.py", "tuned", "batch_stats", "float32"))  # has one way
+RUNS.remove(("interpret.py", "tuned", "batch_stats", "bfloat16"))  # has one way
 RUNS += [("interpret.py", "limits", "residual_chain", "float32")]
 
 
