@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate_backward
-from .dense_chain import WARPS, Run, affine, columns_before, into_product, options, packed, runs
-from .launch import precision, tile, wide
+from .dense_chain_runs import Run, affine, columns_before, into_product, options, packed, runs
+from .launch import precision, tile, warps, wide
 
 SLICES_BYTES = 64 * 2**20  # at most, for a list's gradients
 
@@ -213,7 +213,7 @@ def _weight_gradients(
     _weights_kernel[(tiles, l, splits)](
         source, dz, scale, shift, slices, n, l, m, d, r, source.stride(0), step, total, splits,
         ROWS=rows, TO=to, CHUNK=chunk, ACT=activation, AFFINE=is_affine, PRECISION=precision(dz.dtype),
-        **WARPS,
+        num_stages=2, **warps(4),
     )  # fmt: skip
     return slices.sum(0)
 
@@ -258,11 +258,11 @@ def dense_chain_backward(
         l, d, h = run.l, run.d, run.h
         step = h + saved_growth * d
         at -= l * step
-        tiles = options(run, y.dtype, bool(scale))
         w, hidden_w, factor, offset = packed(y, run, weight, hidden_weight, scale, shift)
         dx = y.new_empty(n, run.m, dtype=torch.float32 if run.blocks.start else y.dtype)
         dz, dz_hidden = y.new_empty(n, l * d), y.new_empty(n, l * h)
         saved = hidden[:, at:]
+        tiles = options(n, run, y.dtype, bool(scale))
         _rows_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
             g, y, saved, w, hidden_w, factor, offset, dx, dz, dz_hidden,
             n, l, run.m, d, h, g.stride(0), y.stride(0), hidden.stride(0), step,

@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate
-from .dense_chain import columns_before, into_product, options, packed, runs
-from .launch import wide
+from .dense_chain_runs import columns_before, into_product, options, packed, runs
+from .launch import launch, narrower, wide
 
 
 @triton.jit
@@ -114,12 +114,19 @@ def dense_chain_forward(
     hidden = x.new_empty(n, width) if save or width else x.new_empty(0)
     at = 0
     for run, each in zip(blocks, kept, strict=True) if n else ():
-        tiles = options(run, x.dtype)
-        _forward_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
-            x, *packed(x, run, weight, bias, hidden_weight, hidden_bias, scale, shift), y, hidden[..., at:],
-            n, run.l, run.m, run.d, run.h, x.stride(0), y.stride(0), width, each if save else 0,
-            ACT=activation, PRE=pre_activation, BIAS=bool(bias), HIDDEN=run.h > 0, HIDDEN_BIAS=bool(hidden_bias),
-            AFFINE=bool(scale), COPY=run.m == m, SAVE_GROWTH=save_growth, **tiles,
-        )  # fmt: skip
+        lists = packed(x, run, weight, bias, hidden_weight, hidden_bias, scale, shift)
+        flags = {"ACT": activation, "PRE": pre_activation, "BIAS": bool(bias), "HIDDEN": run.h > 0,
+                 "HIDDEN_BIAS": bool(hidden_bias), "AFFINE": bool(scale), "COPY": run.m == m,
+                 "SAVE_GROWTH": save_growth}  # fmt: skip
+
+        def forward(tiles: dict, run=run, each=each, of_run=hidden[..., at:], lists=lists, flags=flags) -> None:
+            _forward_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+                x, *lists, y, of_run, n, run.l, run.m, run.d, run.h, x.stride(0), y.stride(0), width,
+                each if save else 0, **flags, **tiles,
+            )  # fmt: skip
+
+        tiles = options(n, run, x.dtype)
+        key = (n, run.l, run.m, run.d, run.h, x.dtype, *flags.values())
+        launch(forward, [tiles, *narrower(tiles)], "dense_chain_forward", x.device, *key)
         at += run.l * each if save else 0
     return y, hidden if save else x.new_empty(0)

@@ -8,9 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# 8 warps may have 255 registers a thread. Left to itself, ptxas takes fewer, for a second program, and spills some.
-WARPS = {"num_warps": 8} if torch.version.hip else {"num_warps": 8, "maxnreg": 255}
-
 MULTIPROCESSORS = 132  # of an H100; a part with more or fewer only waits longer for its last programs
 
 _tuning = False
@@ -36,6 +33,11 @@ def launch(run: Callable[[dict], None], candidates: list[dict], *key) -> None:
     if key not in _fastest:
         _fastest[key] = min(candidates, key=lambda tiles: measure(partial(run, tiles)))
     run(_fastest[key])
+
+
+def warps(count: int) -> dict:
+    """Up to 8 warps with all the registers they may have. Left to itself, ptxas takes fewer and spills some."""
+    return {"num_warps": count} if torch.version.hip else {"num_warps": count, "maxnreg": 255}
 
 
 def narrower(tiles: dict) -> list[dict]:

@@ -91,7 +91,7 @@ def convolve(
             join(parts, pixels, tiles["PIXELS"], *moments)
 
     candidates = convolution_tiles(pixels, o, x.shape[1], x.dtype)
-    launch(run, candidates, "norm_conv forward", pixels, o, x.shape[1], x.dtype, *flags.values())
+    launch(run, candidates, "norm_conv_forward", x.device, pixels, o, x.shape[1], x.dtype, *flags.values())
 
 
 @triton.jit

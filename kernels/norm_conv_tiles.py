@@ -6,23 +6,15 @@ Each function returns what is worth measuring (launch.py), the sound choice firs
 import torch
 import triton
 
-from .launch import WARPS, is_half, tile
+from .launch import is_half, rows_for, tile, warps
 
-PROGRAMS = 128  # a large part's multiprocessors
-
-
-def _most(limit: int, size: int, others: int, least: int = 16) -> int:
-    """The largest power of two up to limit that leaves PROGRAMS programs of `others` times size over it, or `least`."""
-    most = limit
-    while most > least and triton.cdiv(size, most) * others < PROGRAMS:
-        most //= 2
-    return most
+SPLIT_PROGRAMS = 256  # two for each of a large part's multiprocessors
 
 
 def convolution_tiles(pixels: int, out: int, channels: int, dtype: torch.dtype, most_pixels: int = 128) -> list[dict]:
     """Of a product [pixels, channels] x [channels, out], the right side from memory."""
     side = tile(out, 128 if is_half(dtype) else 64)
-    pixels = _most(most_pixels if is_half(dtype) else most_pixels // 2, pixels, triton.cdiv(out, side), 16)
+    pixels = rows_for(pixels * triton.cdiv(out, side), most_pixels if is_half(dtype) else most_pixels // 2)
     warps = 8 if pixels * side >= 64 * 128 else 4
     chunk = tile(channels, 64 if is_half(dtype) else 32)
     tiles = {"PIXELS": pixels, "OUT": side, "CHUNK": chunk, "num_warps": warps, "num_stages": 2}
@@ -35,6 +27,6 @@ def gradient_tiles(pixels: int, out: int, channels: int, taps: int, dtype: torch
     side = 64 if is_half(dtype) else 32
     tiles = {"OUT": tile(out, side), "CHANNELS": tile(channels, side), "PIXELS": 64 if is_half(dtype) else 32}
     programs = triton.cdiv(out, tiles["OUT"]) * triton.cdiv(channels, tiles["CHANNELS"]) * taps
-    splits = max(1, min(triton.cdiv(2 * PROGRAMS, programs), triton.cdiv(pixels, 4 * tiles["PIXELS"])))
-    tiles |= {**WARPS, "num_warps": 4, "num_stages": 2, "splits": splits}
+    splits = max(1, min(triton.cdiv(SPLIT_PROGRAMS, programs), triton.cdiv(pixels, 4 * tiles["PIXELS"])))
+    tiles |= {**warps(4), "num_stages": 2, "splits": splits}
     return [tiles, *([tiles | {"splits": splits // 2}] if splits > 1 else [])]

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate, activate_backward
-from .launch import MULTIPROCESSORS, WARPS, launch, narrower, precision, tile, wide
-from .residual_chain import into_down, options, present, step_up, through_mid
+from .launch import MULTIPROCESSORS, launch, narrower, precision, present, tile, warps, wide
+from .residual_chain_tiles import into_down, options, step_up, through_mid
 
 SLICES_BYTES = 64 * 2**20  # at most, for the weights' gradients
 
@@ -289,7 +289,7 @@ def residual_chain_backward(
     ddown, dmid, dup, dscale, dshift = map(slices, (down, mid, up, scale, shift))
     _weights_kernel[(chunks, splits)](
         given, x, stream, hidden, dz, down, up, *affine, ddown, dup, dscale, dshift, *sizes, splits,
-        m, k, ROWS=rows, CHUNK=chunk, FEATURES=16, LAYERS=hidden.shape[2], num_stages=2, **WARPS, **shared,
+        m, k, ROWS=rows, CHUNK=chunk, FEATURES=16, LAYERS=hidden.shape[2], num_stages=2, **warps(8), **shared,
     )  # fmt: skip
     if mid is not None:
         side = tile(k, 32)

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate
-from .launch import is_half, launch, narrower, precision, wide
-from .residual_chain import into_down, options, present, step_up, through_mid
+from .launch import is_half, launch, narrower, precision, present, wide
+from .residual_chain_tiles import into_down, options, step_up, through_mid
 
 
 @triton.jit

@@ -31,8 +31,7 @@ def _launcher(name: str) -> Callable:
     op = name.removesuffix("_forward").removesuffix("_backward")
 
     def launch(*arguments):
-        function = getattr(import_module(f"fastnest.kernels.{op}"), name, None)
-        function = function or getattr(import_module(f"fastnest.kernels.{name}"), name)
+        function = getattr(import_module(f"fastnest.kernels.{op}"), name)
         tensor = next(argument for argument in arguments if argument is not None)
         with _backend.device_of(tensor):
             return function(*arguments)
