@@ -11,8 +11,6 @@ from . import asked
 from .asked import Choice
 from .installed import CPP_IS_BUILT, CPP_MISSING, TRITON_IS_INTERPRETED, backends, why_no_gpu
 
-TRITON_OPS = ("residual_chain", "dense_chain", "batch_stats", "dense_block2d", "bottleneck2d", "basic_block2d")
-
 
 def backend(name: str) -> AbstractContextManager:
     """`with fastnest.backend(name):` forces the backend of every op that this thread calls; the innermost one wins.
@@ -33,10 +31,10 @@ def reads_channels_last_weights(name: str) -> bool:
     return name == "triton"
 
 
-def _why_not(name: str, op: str, x: Tensor, triton_limit: str | None) -> str | None:
-    """Why kernels (cpp or triton) cannot take a call of op."""
+def _why_not(name: str, x: Tensor, triton_limit: str | None) -> str | None:
+    """Why kernels (cpp or triton) cannot take a call."""
     if name == "triton":
-        missing = _why_not_on_gpu(op, x)
+        missing = _why_not_on_gpu(x)
     else:
         missing = f"cpp is {CPP_MISSING}" if not CPP_IS_BUILT else _why_not_on_cpu(x)
     if missing is not None:
@@ -52,16 +50,14 @@ def _why_not_on_cpu(x: Tensor) -> str | None:
     return None if x.is_cpu else f"no kernels for {x.device.type} tensors yet"
 
 
-def _why_not_on_gpu(op: str, x: Tensor) -> str | None:
-    if op not in TRITON_OPS:
-        return f"{op} has no kernels for GPUs yet"
+def _why_not_on_gpu(x: Tensor) -> str | None:
     if x.is_cuda:
         return why_no_gpu(x.get_device())
     return None if x.is_cpu and TRITON_IS_INTERPRETED else f"no kernels in Triton for {x.device.type} tensors"
 
 
-def why_no_kernel(op: str, x: Tensor, weight: Tensor) -> str | None:
-    """Why a caller that has torch's way too should not call op: no kernel takes x, or torch does something else."""
+def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
+    """Why a caller that has torch's way too should not call an op: no kernel takes x, or torch does something else."""
     if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
         return f"{type(x).__name__} has operators of its own"
     if torch.is_autocast_enabled(x.device.type):
@@ -69,7 +65,7 @@ def why_no_kernel(op: str, x: Tensor, weight: Tensor) -> str | None:
             return "float32 under autocast, whose result torch leaves in float32"
     elif x.dtype != weight.dtype:
         return f"its input is {x.dtype} and its weights are {weight.dtype}"
-    return _why_not(_by_device(x), op, x, None)
+    return _why_not(_by_device(x), x, None)
 
 
 def _by_device(x: Tensor) -> str:
@@ -82,13 +78,13 @@ def choose(op: str, x: Tensor, triton_limit: str | None = None) -> str:
     triton_limit: why Triton's kernels, where there are some, cannot take this call for its sizes.
     """
     by_device = _by_device(x)
-    why_not = _why_not(by_device, op, x, triton_limit)
+    why_not = _why_not(by_device, x, triton_limit)
     automatic = by_device if why_not is None else "reference"
     if not asked.anything():
         return automatic
     forced = asked.forced()
     if forced in ("cpp", "triton"):
-        why_not = _why_not(forced, op, x, triton_limit)
+        why_not = _why_not(forced, x, triton_limit)
         if why_not is not None:
             raise RuntimeError(f"{op}: the forced backend {forced} cannot take this call ({why_not}); reference can")
     reason = f"forced by fastnest.backend({forced!r})" if forced else why_not or ""

@@ -76,7 +76,7 @@ def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
     for module in plan.parts.only_in_eval:
         if module.training:
             return f"{name_in(block, module)} ({type(module).__name__}) in training; eval() runs the op"
-    return _backend.why_no_kernel(plan.op, args[0], plan.parts.convs[0]._parameters["weight"])
+    return _backend.why_no_kernel(args[0], plan.parts.convs[0]._parameters["weight"])
 
 
 def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) -> Module:

@@ -17,8 +17,8 @@ from functools import partial
 import torch
 
 from fastnest import _backend
-from fastnest._backend.choice import TRITON_OPS
 from fastnest.testing import (
+    OPS,
     Case,
     assert_close,
     expect,
@@ -306,17 +306,17 @@ PARTS = 3
 def jobs() -> Iterator[dict]:
     """Every process of a whole run, by worth: op, dtype, checks, part; large: whether it takes most of the memory."""
     for dtype in DTYPES[:2]:
-        for op in TRITON_OPS:
+        for op in OPS:
             yield {"op": op, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"0/{PARTS}"}
-    for op in TRITON_OPS:
+    for op in OPS:
         yield {"op": op, "dtype": "bfloat16", "checks": ["large"], "large": True}
         yield {"op": op, "dtype": "bfloat16", "checks": list(BESIDE)}
     for part in range(PARTS):
         for dtype in DTYPES if part == 0 else DTYPES[:3]:
-            for op in TRITON_OPS:
+            for op in OPS:
                 if part or dtype not in DTYPES[:2]:
                     yield {"op": op, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"{part}/{PARTS}"}
-    for op in TRITON_OPS:
+    for op in OPS:
         yield {"op": op, "dtype": "float32", "checks": list(BESIDE)}
 
 

@@ -9,7 +9,6 @@ from gpu import checks
 from gpu.stand_in import StandIn
 
 import fastnest
-from fastnest._backend.choice import TRITON_OPS
 from fastnest.testing import OPS, Call
 
 CPP = fastnest.backends()["cpp"] == "available"
@@ -154,7 +153,7 @@ def test_jobs_are_every_check_of_every_op_and_dtype():
     jobs = list(checks.jobs())
     names = {name for job in jobs for name in job["checks"]} | {"smallest"}
     assert names == set(checks.CHECKS)
-    for op in TRITON_OPS:
+    for op in OPS:
         for dtype in checks.DTYPES[:3]:
             parts = [job["part"] for job in jobs if (job["op"], job["dtype"]) == (op, dtype) and job.get("part")]
             assert sorted(parts) == [f"{i}/{checks.PARTS}" for i in range(checks.PARTS)]

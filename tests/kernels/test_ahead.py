@@ -4,13 +4,13 @@ from importlib.util import find_spec
 
 import pytest
 
-from fastnest._backend.choice import TRITON_OPS
+from fastnest.testing import OPS
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-@pytest.mark.parametrize("words", [("ahead.py", op, target) for op in TRITON_OPS for target in TARGETS], ids=" ".join)
+@pytest.mark.parametrize("words", [("ahead.py", op, target) for op in OPS for target in TARGETS], ids=" ".join)
 def test_ahead(words, processes):
     done = processes[words].result()
     assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
