@@ -188,11 +188,11 @@ def input_gradient(
                 SETTLE=settle is not None, ADD=add, TILES=64, CHANNELS=16, num_warps=4,
             )  # fmt: skip
 
-    candidates = convolution_tiles(pixels, c, weight.shape[0], x.dtype, most_pixels=64)
+    candidates = convolution_tiles(pixels, c, weight.shape[0], d.gradient, most_pixels=64)
     # What adds to what is there cannot be measured again and again.
     in_place = add or (base is not None and base.data_ptr() == dx.data_ptr())
-    key = ("norm_conv_input", x.device, pixels, c, weight.shape[0], x.dtype, *flags.values())
-    launch(run, candidates[:1] if in_place else candidates, *key, in_place)
+    key = (pixels, c, weight.shape[0], pixel_stride(d.gradient), x.dtype, *flags.values(), in_place)
+    launch(run, candidates[:1] if in_place else candidates, "norm_conv_input", x.device, *key)
     return (dweight, dbias) if norm else None
 
 
@@ -231,5 +231,6 @@ def weight_gradient(
         found["bias"] = None if bias is None else added(bias_parts, bias.dtype)
 
     candidates = gradient_tiles(pixels, o, c, kernel * kernel, x.dtype)
-    launch(run, candidates, "norm_conv_weight", x.device, pixels, o, c, x.dtype, *flags.values())
+    key = (pixels, o, c, x.dtype, *flags.values())
+    launch(run, candidates, "norm_conv_weight", x.device, *key)
     return found["weight"], found["bias"]

@@ -90,8 +90,9 @@ def convolve(
         if moments:
             join(parts, pixels, tiles["PIXELS"], *moments)
 
-    candidates = convolution_tiles(pixels, o, x.shape[1], x.dtype)
-    launch(run, candidates, "norm_conv_forward", x.device, pixels, o, x.shape[1], x.dtype, *flags.values())
+    candidates = convolution_tiles(pixels, o, x.shape[1], x)
+    key = (pixels, o, x.shape[1], pixel_stride(x), x.dtype, *flags.values())
+    launch(run, candidates, "norm_conv_forward", x.device, *key)
 
 
 @triton.jit

@@ -5,16 +5,22 @@ Each function returns what is worth measuring (launch.py), the sound choice firs
 
 import torch
 import triton
+from torch import Tensor
 
+from .image import pixel_stride
 from .launch import is_half, rows_for, tile, warps
 
 SPLIT_PROGRAMS = 256  # two for each of a large part's multiprocessors
 
 
-def convolution_tiles(pixels: int, out: int, channels: int, dtype: torch.dtype, most_pixels: int = 128) -> list[dict]:
-    """Of a product [pixels, channels] x [channels, out], the right side from memory."""
+def convolution_tiles(pixels: int, out: int, channels: int, image: Tensor, most_pixels: int = 128) -> list[dict]:
+    """Of a product [pixels, channels] x [channels, out], the right side from memory, the left one from an image.
+
+    Where no vector divides the channels, every element has an address of its own in registers.
+    """
+    dtype, addresses = image.dtype, 1 if channels % 16 == pixel_stride(image) % 16 == 0 else 2
     side = tile(out, 128 if is_half(dtype) else 64)
-    pixels = rows_for(pixels * triton.cdiv(out, side), most_pixels if is_half(dtype) else most_pixels // 2)
+    pixels = rows_for(pixels * triton.cdiv(out, side), most_pixels // (1 if is_half(dtype) else 2) // addresses)
     warps = 8 if pixels * side >= 64 * 128 else 4
     chunk = tile(channels, 64 if is_half(dtype) else 32)
     tiles = {"PIXELS": pixels, "OUT": side, "CHUNK": chunk, "num_warps": warps, "num_stages": 2}

@@ -11,7 +11,7 @@ unrounded end of the stream, 4 n m.
 The backward takes two launches whatever l is, with mid three. The first steps the stream back, x_{i-1} = x_i -
 up_i v_i, beside the gradient g, tile by tile of rows, and writes dz, n l k e. Given all of v and dz, a column of x and
 g depends on no other column: the second steps chunks of columns back again and sums the weights' gradients, each
-program into a slice of its own, so that no sum depends on the order in which programs run. torch adds the slices.
+program into a slice of its own, so that no sum depends on the order in which programs run. slices.py adds them.
 
 A branch around the stream would keep it in registers once for each side: hence masks and `where` in its place.
 """

@@ -8,6 +8,7 @@ from torch import Tensor
 from .activation import IDEMPOTENT, activate, activate_backward
 from .launch import MULTIPROCESSORS, launch, narrower, precision, present, tile, warps, wide
 from .residual_chain_tiles import into_down, options, step_up, through_mid
+from .slices import added
 
 SLICES_BYTES = 64 * 2**20  # at most, for the weights' gradients
 
@@ -298,19 +299,19 @@ def residual_chain_backward(
             SAVE_OUTPUT=shared["SAVE_OUTPUT"], PRECISION=shared["PRECISION"], num_warps=4, num_stages=2,
         )  # fmt: skip
 
-    def added(parts: Tensor) -> Tensor:
-        return parts.sum(0).to(x.dtype) if parts.dim() > 1 else parts
+    def summed(parts: Tensor) -> Tensor:
+        return added(parts, x.dtype) if parts.dim() > 1 else parts
 
     def rows_summed(values: Tensor, like: Tensor | None) -> Tensor:
         return x.new_empty(0) if like is None else values.sum(0, dtype=torch.float32).to(x.dtype)
 
     return (
         dx,
-        added(ddown),
+        summed(ddown),
         rows_summed(dz[:, :, 0], down_bias),
-        added(dmid),
+        summed(dmid),
         rows_summed(dz[:, :, -1], mid_bias),
-        added(dup),
-        added(dscale),
-        added(dshift),
+        summed(dup),
+        summed(dscale),
+        summed(dshift),
     )

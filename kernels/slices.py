@@ -29,8 +29,10 @@ def added(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum of parts [slices, ...] over the slices, in one launch, or none where there is one slice."""
     slices, *shape = parts.shape
     if slices == 1:
-        return parts[0]
+        return parts[0].to(dtype)
     total = parts.new_empty(shape, dtype=dtype)
+    if not total.numel():
+        return total
     block = 256
     _add_kernel[(triton.cdiv(total.numel(), block),)](parts, total, slices, total.numel(), BLOCK=block, num_warps=4)
     return total
