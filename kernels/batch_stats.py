@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .image import pixel_stride, pixels_of
-from .launch import tile, wide
+from .launch import cdiv, tile, wide
 
 PROGRAMS = 512  # about four for each of a large part's multiprocessors
 
@@ -84,7 +84,7 @@ def _join_kernel(part_mean, part_square, mean, var, rows, c, band, BANDS: tl.con
 def join(parts: Tensor, rows: int, band: int, mean: Tensor, var: Tensor) -> None:
     """Mean and variance [c] of all rows from the moments of bands, parts [2, bands, c] float32: means, then squares."""
     c, channels = mean.shape[0], 16
-    grid = (triton.cdiv(c, channels),)
+    grid = (cdiv(c, channels),)
     _join_kernel[grid](*parts, mean, var, rows, c, band, BANDS=64, CHANNELS=channels, num_warps=4)
 
 
@@ -96,12 +96,12 @@ def moments(x: Tensor, mean: Tensor, var: Tensor, copy: Tensor | None = None) ->
         var.zero_()
         return
     rows, channels = 64, tile(c, 64)
-    bands = max(1, PROGRAMS // triton.cdiv(c, channels))
-    band = triton.cdiv(triton.cdiv(n, bands), rows) * rows
-    bands = triton.cdiv(n, band)
+    bands = max(1, PROGRAMS // cdiv(c, channels))
+    band = cdiv(cdiv(n, bands), rows) * rows
+    bands = cdiv(n, band)
     parts = x.new_empty(2, bands, c, dtype=torch.float32)
     to = x if copy is None else copy
-    _bands_kernel[(bands, triton.cdiv(c, channels))](
+    _bands_kernel[(bands, cdiv(c, channels))](
         x, to, *parts, n, c, pixel_stride(x), pixel_stride(to), band,
         ROWS=rows, CHANNELS=channels, COPY=copy is not None, num_warps=4,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .activation import IDEMPOTENT, activate_backward
 from .dense_chain_runs import Run, affine, columns_before, into_product, options, packed, runs
-from .launch import precision, tile, warps, wide
+from .launch import cdiv, precision, tile, warps, wide
 
 SLICES_BYTES = 64 * 2**20  # at most, for a list's gradients
 
@@ -196,7 +196,7 @@ def _affine_kernel(
 
 def _splits(n: int, rows: int, tiles: int, total: int) -> int:
     """Two programs for each of about 128 multiprocessors, as far as their slices stay small."""
-    return min(triton.cdiv(256, tiles), triton.cdiv(n, rows), max(1, SLICES_BYTES // (4 * total)))
+    return min(cdiv(256, tiles), cdiv(n, rows), max(1, SLICES_BYTES // (4 * total)))
 
 
 def _weight_gradients(
@@ -207,7 +207,7 @@ def _weight_gradients(
     n, half = dz.shape[0], dz.dtype is not torch.float32
     rows, to, chunk = (64 if half else 32), tile(r, 64 if half else 32), (64 if half else 32)
     total = r * (l * m + l * (l - 1) // 2 * d)
-    tiles = triton.cdiv(r, to) * triton.cdiv(m + (l - 1) * d, chunk)
+    tiles = cdiv(r, to) * cdiv(m + (l - 1) * d, chunk)
     splits = _splits(n, rows, tiles * l, total)
     slices = dz.new_empty(splits, total, dtype=torch.float32)
     _weights_kernel[(tiles, l, splits)](
@@ -222,7 +222,7 @@ def _affine_gradients(y: Tensor, dz: Tensor, weight: Tensor, scale: Tensor, shif
     """The gradients of the run's scale and shift, each packed, in float32."""
     n, r = y.shape[0], run.h or run.d
     total = run.l * run.m + run.l * (run.l - 1) // 2 * run.d
-    tiles = triton.cdiv(run.m + (run.l - 1) * run.d, options["CHUNK"])
+    tiles = cdiv(run.m + (run.l - 1) * run.d, options["CHUNK"])
     splits = _splits(n, options["ROWS"], tiles * run.l, 2 * total)
     slices = y.new_empty(splits, 2, total, dtype=torch.float32)
     _affine_kernel[(tiles, run.l, splits)](
@@ -263,7 +263,7 @@ def dense_chain_backward(
         dz, dz_hidden = y.new_empty(n, l * d), y.new_empty(n, l * h)
         saved = hidden[:, at:]
         tiles = options(n, run, y.dtype, bool(scale))
-        _rows_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+        _rows_kernel[(cdiv(n, tiles["ROWS"]),)](
             g, y, saved, w, hidden_w, factor, offset, dx, dz, dz_hidden,
             n, l, run.m, d, h, g.stride(0), y.stride(0), hidden.stride(0), step,
             ACT=activation, PRE=pre_activation, HIDDEN=h > 0, AFFINE=bool(scale), SAVED_GROWTH=saved_growth, **tiles,

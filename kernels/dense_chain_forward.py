@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .activation import IDEMPOTENT, activate
 from .dense_chain_runs import columns_before, into_product, options, packed, runs
-from .launch import launch, narrower, wide
+from .launch import cdiv, launch, narrower, wide
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def dense_chain_forward(
                  "SAVE_GROWTH": save_growth}  # fmt: skip
 
         def forward(tiles: dict, run=run, each=each, of_run=hidden[..., at:], lists=lists, flags=flags) -> None:
-            _forward_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+            _forward_kernel[(cdiv(n, tiles["ROWS"]),)](
                 x, *lists, y, of_run, n, run.l, run.m, run.d, run.h, x.stride(0), y.stride(0), width,
                 each if save else 0, **flags, **tiles,
             )  # fmt: skip

@@ -52,14 +52,19 @@ def wide(i):
     return tl.full([], 0, tl.int64) + i
 
 
+def cdiv(size: int, by: int) -> int:
+    """How many parts of `by` hold `size`; triton.cdiv, which kernels can call too, takes 4 us from Python."""
+    return -(-size // by)
+
+
 def tile(size: int, most: int = 2**30) -> int:
     """The power of two that holds `size`, between 16 (the least of a tensor core's sides) and `most`."""
-    return min(max(16, triton.next_power_of_2(size)), most)
+    return min(max(16, 1 << (size - 1).bit_length()), most)
 
 
 def rows_for(n: int, most: int) -> int:
     """Rows of a program: as many as it may have, or fewer, down to 16, where multiprocessors would have none."""
-    return max(16, min(most, triton.next_power_of_2(triton.cdiv(n, MULTIPROCESSORS))))
+    return max(16, min(most, 1 << (cdiv(n, MULTIPROCESSORS) - 1).bit_length()))
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .image import pixel_stride, pixels_of
-from .launch import launch, precision, present, wide
+from .launch import cdiv, launch, precision, present, wide
 from .norm_conv import Convolution, Settled, activated, normalised, place, read_at, settled, written_at
 from .norm_conv_tiles import convolution_tiles, gradient_tiles
 from .slices import added, empty_slices
@@ -175,15 +175,15 @@ def input_gradient(
               "MORE": more is not None, "BASE": base is not None, "PRECISION": precision(x.dtype)}  # fmt: skip
 
     def run(tiles: dict) -> None:
-        bands = triton.cdiv(pixels, tiles["PIXELS"])
+        bands = cdiv(pixels, tiles["PIXELS"])
         parts = x.new_empty(2, bands if norm else 0, c, dtype=torch.float32)
-        _input_kernel[(bands * triton.cdiv(c, tiles["OUT"]),)](
+        _input_kernel[(bands * cdiv(c, tiles["OUT"]),)](
             *pointers, weight, x, *present(x, *(norm or (None,) * 4), more, base), dx, *parts,
             pixels, *x.shape[2:], *d.gradient.shape[2:], c, weight.shape[0], *strides, pixel_stride(x), more_stride,
             base_stride, pixel_stride(dx), *convolution.weight_strides(), eps, **flags, **tiles,
         )  # fmt: skip
         if norm is not None:
-            _norm_kernel[(triton.cdiv(c, 16),)](
+            _norm_kernel[(cdiv(c, 16),)](
                 *parts, norm.var, norm.weight, dweight, dbias, *(settle or (dweight, dbias)), pixels, bands, c, eps,
                 SETTLE=settle is not None, ADD=add, TILES=64, CHANNELS=16, num_warps=4,
             )  # fmt: skip
@@ -199,7 +199,7 @@ def input_gradient(
 def settle(d: Settled, dx: Tensor) -> None:
     """Writes the gradient that leaves an op, with what batch statistics add to it; dx may be d.gradient."""
     c = dx.shape[1]
-    grid = triton.cdiv(pixels_of(dx), 64), triton.cdiv(c, 64)
+    grid = cdiv(pixels_of(dx), 64), cdiv(c, 64)
     _settle_kernel[grid](
         d.gradient, d.image, d.mean, d.offset, d.slope, dx, pixels_of(dx), c,
         *map(pixel_stride, (d.gradient, d.image, dx)), PIXELS=64, CHANNELS=64, num_warps=4,
@@ -222,7 +222,7 @@ def weight_gradient(
         splits = tiles["splits"]
         parts = empty_slices(splits, x.new_empty(weight.shape))
         bias_parts = parts if bias is None else empty_slices(splits, bias)
-        programs = triton.cdiv(o, tiles["OUT"]) * triton.cdiv(c, tiles["CHANNELS"]) * kernel * kernel
+        programs = cdiv(o, tiles["OUT"]) * cdiv(c, tiles["CHANNELS"]) * kernel * kernel
         _weight_kernel[(programs, splits)](
             *pointers, x, *present(x, *(norm or (None,) * 4)), parts, bias_parts,
             pixels, *x.shape[2:], *d.gradient.shape[2:], c, o, *strides, pixel_stride(x), eps=eps, **flags, **tiles,

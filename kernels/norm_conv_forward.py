@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .batch_stats import band_moments, join
 from .image import pixel_stride, pixels_of
-from .launch import launch, precision, present, wide
+from .launch import cdiv, launch, precision, present, wide
 from .norm_conv import Convolution, Norm, activated, place, read_at
 from .norm_conv_tiles import convolution_tiles
 
@@ -80,9 +80,9 @@ def convolve(
              "PRECISION": precision(x.dtype)}  # fmt: skip
 
     def run(tiles: dict) -> None:
-        bands = triton.cdiv(pixels, tiles["PIXELS"])
+        bands = cdiv(pixels, tiles["PIXELS"])
         parts = x.new_empty(2, bands if moments else 0, o, dtype=torch.float32)
-        _forward_kernel[(bands * triton.cdiv(o, tiles["OUT"]),)](
+        _forward_kernel[(bands * cdiv(o, tiles["OUT"]),)](
             x, weight, *present(x, bias, *(norm or (None,) * 4), shortcut, factor), z, *parts,
             pixels, *x.shape[2:], *z.shape[2:], x.shape[1], o, pixel_stride(x), pixel_stride(z), shortcut_stride,
             factor_stride, *convolution.weight_strides(), eps, **flags, **tiles,
@@ -112,7 +112,7 @@ def activate(x: Tensor, norm: Norm | None, eps: float, a: Tensor) -> None:
     pixels, c = pixels_of(x), x.shape[1]
     if pixels == 0:
         return
-    _activate_kernel[triton.cdiv(pixels, 64), triton.cdiv(c, 64)](
+    _activate_kernel[cdiv(pixels, 64), cdiv(c, 64)](
         x, *present(x, *(norm or (None,) * 4)), a, pixels, c, pixel_stride(x), pixel_stride(a), eps,
         NORM=norm is not None, PIXELS=64, CHANNELS=64, num_warps=4,
     )  # fmt: skip

@@ -4,11 +4,10 @@ Each function returns what is worth measuring (launch.py), the sound choice firs
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from .image import pixel_stride
-from .launch import is_half, rows_for, tile, warps
+from .launch import cdiv, is_half, rows_for, tile, warps
 
 SPLIT_PROGRAMS = 256  # two for each of a large part's multiprocessors
 
@@ -20,7 +19,7 @@ def convolution_tiles(pixels: int, out: int, channels: int, image: Tensor, most_
     """
     dtype, addresses = image.dtype, 1 if channels % 16 == pixel_stride(image) % 16 == 0 else 2
     side = tile(out, 128 if is_half(dtype) else 64)
-    pixels = rows_for(pixels * triton.cdiv(out, side), most_pixels // (1 if is_half(dtype) else 2) // addresses)
+    pixels = rows_for(pixels * cdiv(out, side), most_pixels // (1 if is_half(dtype) else 2) // addresses)
     warps = 8 if pixels * side >= 64 * 128 else 4
     chunk = tile(channels, 64 if is_half(dtype) else 32)
     tiles = {"PIXELS": pixels, "OUT": side, "CHUNK": chunk, "num_warps": warps, "num_stages": 2}
@@ -32,7 +31,7 @@ def gradient_tiles(pixels: int, out: int, channels: int, taps: int, dtype: torch
     """Of a weight's gradient, a sum over pixels of [out, channels] for each tap, in `splits` programs side by side."""
     side = 64 if is_half(dtype) else 32
     tiles = {"OUT": tile(out, side), "CHANNELS": tile(channels, side), "PIXELS": 64 if is_half(dtype) else 32}
-    programs = triton.cdiv(out, tiles["OUT"]) * triton.cdiv(channels, tiles["CHANNELS"]) * taps
-    splits = max(1, min(triton.cdiv(SPLIT_PROGRAMS, programs), triton.cdiv(pixels, 4 * tiles["PIXELS"])))
+    programs = cdiv(out, tiles["OUT"]) * cdiv(channels, tiles["CHANNELS"]) * taps
+    splits = max(1, min(cdiv(SPLIT_PROGRAMS, programs), cdiv(pixels, 4 * tiles["PIXELS"])))
     tiles |= {**warps(4), "num_stages": 2, "splits": splits}
     return [tiles, *([tiles | {"splits": splits // 2}] if splits > 1 else [])]

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate, activate_backward
-from .launch import MULTIPROCESSORS, launch, narrower, precision, present, tile, warps, wide
+from .launch import MULTIPROCESSORS, cdiv, launch, narrower, precision, present, tile, warps, wide
 from .residual_chain_tiles import into_down, options, step_up, through_mid
 from .slices import added
 
@@ -268,7 +268,7 @@ def residual_chain_backward(
     (given,) = present(x, dy)
 
     def step_back(tiles: dict) -> None:
-        _rows_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+        _rows_kernel[(cdiv(n, tiles["ROWS"]),)](
             given, *present(x, dfeatures), x, stream, hidden, down, *present(x, mid), up, *affine, dx, dz, *carried,
             *sizes, m, k, MID=mid is not None, DFEATURES=dfeatures is not None, **shared, **tiles,
         )  # fmt: skip
@@ -278,11 +278,9 @@ def residual_chain_backward(
     carried.clear()  # their memory serves the slices
     # Of the features one tensor core's side at a time: longer sums would not fit in registers.
     rows, chunk = (32 if shared["PRECISION"] == "tf32x3" or torch.version.hip else 64), 32
-    chunks = triton.cdiv(m, chunk)
+    chunks = cdiv(m, chunk)
     # Two programs for each multiprocessor, as far as their slices stay small.
-    splits = min(
-        triton.cdiv(2 * MULTIPROCESSORS, chunks), triton.cdiv(n, rows), max(1, SLICES_BYTES // (8 * l * m * k))
-    )
+    splits = min(cdiv(2 * MULTIPROCESSORS, chunks), cdiv(n, rows), max(1, SLICES_BYTES // (8 * l * m * k)))
 
     def slices(like: Tensor | None) -> Tensor:
         return x.new_empty(0) if like is None else x.new_zeros(splits, *like.shape, dtype=torch.float32)
@@ -294,7 +292,7 @@ def residual_chain_backward(
     )  # fmt: skip
     if mid is not None:
         side = tile(k, 32)
-        _mid_kernel[(triton.cdiv(k, side) ** 2, l, splits)](
+        _mid_kernel[(cdiv(k, side) ** 2, l, splits)](
             hidden, dz, dmid, n, l, splits, k, ROWS=rows, FEATURES=side, ACT=activation,
             SAVE_OUTPUT=shared["SAVE_OUTPUT"], PRECISION=shared["PRECISION"], num_warps=4, num_stages=2,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate
-from .launch import is_half, launch, narrower, precision, present, wide
+from .launch import cdiv, is_half, launch, narrower, precision, present, wide
 from .residual_chain_tiles import into_down, options, step_up, through_mid
 
 
@@ -150,7 +150,7 @@ def residual_chain_forward(
              "SAVE_OUTPUT": idempotent, "SAVE_STREAM": stream.numel() > 0, "PRECISION": precision(x.dtype)}  # fmt: skip
 
     def forward(tiles: dict) -> None:
-        _forward_kernel[(triton.cdiv(n, tiles["ROWS"]),)](
+        _forward_kernel[(cdiv(n, tiles["ROWS"]),)](
             x, down, *present(x, down_bias, mid, mid_bias), up, *present(x, scale, shift), y, found, hidden, carried,
             n, l, up.shape[0], x.stride(0), m, k, **flags, **tiles,
         )  # fmt: skip

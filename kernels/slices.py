@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import wide
+from .launch import cdiv, wide
 
 
 @triton.jit
@@ -34,5 +34,5 @@ def added(parts: Tensor, dtype: torch.dtype) -> Tensor:
     if not total.numel():
         return total
     block = 256
-    _add_kernel[(triton.cdiv(total.numel(), block),)](parts, total, slices, total.numel(), BLOCK=block, num_warps=4)
+    _add_kernel[(cdiv(total.numel(), block),)](parts, total, slices, total.numel(), BLOCK=block, num_warps=4)
     return total

@@ -1,7 +1,8 @@
 """What every op does with its arguments before anything runs: check, cast under autocast, lay out in rows."""
 
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -91,3 +92,12 @@ def _copied(name: str, tensor: Tensor) -> Tensor:
 
 def need_grad(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+Lists = TypeVar("Lists")
+
+
+def unflat(lists: Callable[..., Lists], flat: Sequence[Tensor], lengths: Sequence[int]) -> Lists:
+    """lists(...) of tensors that autograd takes one after the other: the first lengths[0], the next lengths[1], ..."""
+    ends = list(accumulate(lengths))
+    return lists(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))

@@ -1,13 +1,13 @@
 """dense_block2d: the kernels' forward and backward, joined for autograd."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import LEARNED, Statistics, Weights
+from .arguments import unflat
 from .image import channels_last
 from .library import kernels
 
@@ -28,7 +28,7 @@ class DenseBlock2dFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, eps, lengths, x, *flat):
-        y, z, mean, var, z_mean, z_var = forward_kernels[backend](x, *_lists(flat, lengths), eps, True)
+        y, z, mean, var, z_mean, z_var = forward_kernels[backend](x, *unflat(Weights, flat, lengths), eps, True)
         statistics = (mean, var, *z_mean, *z_var)
         ctx.mark_non_differentiable(*statistics)
         ctx.save_for_backward(y, *flat, *z, *statistics)
@@ -40,7 +40,7 @@ class DenseBlock2dFunction(torch.autograd.Function):
         y, *rest = ctx.saved_tensors
         count = sum(ctx.lengths)
         weights, z, statistics = (
-            _lists(rest[:count], ctx.lengths),
+            unflat(Weights, rest[:count], ctx.lengths),
             rest[count:][: ctx.hidden],
             rest[count + ctx.hidden :],
         )
@@ -69,8 +69,3 @@ def _with_statistics(weights: Weights, flat: Sequence[Tensor]) -> Weights:
         norm2_mean=statistics.hidden_mean,
         norm2_var=statistics.hidden_var,
     )
-
-
-def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
-    ends = list(accumulate(lengths))
-    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))

@@ -1,14 +1,10 @@
 """dense_chain: the kernels' forward and backward, joined for autograd."""
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
-from torch import Tensor
 
 from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
-from .arguments import rows
+from .arguments import rows, unflat
 from .library import kernels
 
 forward_kernels = kernels("dense_chain_forward", reference.dense_chain_forward_fake)
@@ -20,7 +16,7 @@ class DenseChainFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, activation, pre_activation, lengths, x, *flat):
-        weights = _lists(flat, lengths)
+        weights = unflat(Weights, flat, lengths)
         y, hidden = forward_kernels[backend](x, *weights, activation, pre_activation, True)
         ctx.save_for_backward(y, hidden, *flat)
         ctx.backend, ctx.activation, ctx.pre_activation = backend, activation, pre_activation
@@ -30,7 +26,7 @@ class DenseChainFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         y, hidden, *flat = ctx.saved_tensors
-        weights = _lists(flat, ctx.lengths)
+        weights = unflat(Weights, flat, ctx.lengths)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
             with torch.autocast(y.device.type, enabled=False):
@@ -40,8 +36,3 @@ class DenseChainFunction(torch.autograd.Function):
             run, dy = backward_kernels[ctx.backend], rows("dy", dy)
             dx, *gradients = run(dy, y, hidden, *weights, ctx.activation, ctx.pre_activation)
         return None, None, None, None, dx, *(g for per_list in gradients for g in per_list)
-
-
-def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
-    ends = list(accumulate(lengths))
-    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))

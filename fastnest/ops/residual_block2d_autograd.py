@@ -1,13 +1,11 @@
 """bottleneck2d and basic_block2d: the kernels' forwards and backwards, joined for autograd."""
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from ..reference import basic_block2d, bottleneck2d
 from ..reference.residual_block2d import LEARNED, Weights, residual_block2d_backward
+from .arguments import unflat
 from .image import channels_last
 from .library import kernels
 
@@ -35,7 +33,7 @@ class ResidualBlock2dFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, op, backend, stride, eps, return_features, lengths, x, *flat):
-        weights = _lists(flat, lengths)
+        weights = unflat(Weights, flat, lengths)
         y, features, hidden, mean, var = kernel_forward(op, backend, x, weights, stride, eps, return_features, True)
         ctx.save_for_backward(x, *flat, *hidden, *mean, *var)
         ctx.mark_non_differentiable(*mean, *var)
@@ -48,7 +46,7 @@ class ResidualBlock2dFunction(torch.autograd.Function):
     def backward(ctx, dy, *others):
         dfeatures = others[0] if ctx.return_features else None
         x, *rest = ctx.saved_tensors
-        weights, rest = _lists(rest, ctx.lengths), rest[sum(ctx.lengths) :]
+        weights, rest = unflat(Weights, rest, ctx.lengths), rest[sum(ctx.lengths) :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
             with torch.autocast(x.device.type, enabled=False):
@@ -83,8 +81,3 @@ def _biases_as(dtype: torch.dtype, weights: Weights) -> Weights:
     """With the biases in the dtype of a convolution's weights; the kernels take them in float32."""
     biases = {name: [t.to(dtype) for t in getattr(weights, name)] for name in ("conv_bias", "projection_bias")}
     return weights._replace(**biases)
-
-
-def _lists(flat: Sequence[Tensor], lengths: Sequence[int]) -> Weights:
-    ends = list(accumulate(lengths))
-    return Weights(*(list(flat[end - length : end]) for end, length in zip(ends, lengths, strict=True)))
