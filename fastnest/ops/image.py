@@ -67,6 +67,8 @@ def convolution_weights(backend: str, tensors: Sequence[Tensor]) -> list[Tensor]
 
 def triton_limit(x: Tensor) -> str | None:
     """Why the GPU's kernels cannot take an image of that size: they count its pixels in 32 bits, its elements in 64."""
+    if torch.compiler.is_compiling():  # which has no size to compare
+        return None
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return None if pixels < MOST_PIXELS else f"on a GPU, the kernels take fewer than 2^31 pixels, got {pixels}"
 
