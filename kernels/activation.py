@@ -1,4 +1,7 @@
-"""Activations inside kernels, in float32, and their derivatives: the names and formulas of fastnest's reference."""
+"""Activations inside kernels, in float32, their derivatives, and the affine map in front of them.
+
+The names and formulas are those of fastnest's reference.
+"""
 
 import triton
 import triton.language as tl
@@ -10,6 +13,17 @@ _INV_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
 _SQRT_TWO_OVER_PI = tl.constexpr(0.7978845608028654)
 _CUBIC = tl.constexpr(0.044715)
 _LEAKY_SLOPE = tl.constexpr(0.01)
+
+
+@triton.jit
+def affine(x, scale, shift, column, of_column, AFFINE: tl.constexpr):
+    """scale x + shift for a chunk of columns [rows, chunk], and scale."""
+    factor = tl.full([1, 1], 1.0, tl.float32)
+    u = x
+    if AFFINE:
+        factor = tl.load(scale + column, of_column, other=0).to(tl.float32)[None, :]
+        u = x * factor + tl.load(shift + column, of_column, other=0).to(tl.float32)[None, :]
+    return u, factor
 
 
 @triton.jit

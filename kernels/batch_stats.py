@@ -56,23 +56,27 @@ def _bands_kernel(
 
 
 @triton.jit
+def _band(first, rows, bands, band, of_channel, BANDS: tl.constexpr):
+    """BANDS bands from the first on: which, how many rows each has [bands, 1], and where there are any."""
+    i = first + tl.arange(0, BANDS)
+    count = tl.minimum(rows - wide(i) * band, band).to(tl.float64)[:, None]
+    return i, count, (i < bands)[:, None] & of_channel
+
+
+@triton.jit
 def _join_kernel(part_mean, part_square, mean, var, rows, c, band, BANDS: tl.constexpr, CHANNELS: tl.constexpr):
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     of_channel = (channel < c)[None, :]
     bands = tl.cdiv(rows, band)
     total = tl.zeros([CHANNELS], tl.float64)
     for first in range(0, bands, BANDS):
-        i = first + tl.arange(0, BANDS)
-        count = tl.minimum(rows - wide(i) * band, band).to(tl.float64)[:, None]
-        there = (i < bands)[:, None] & of_channel
+        i, count, there = _band(first, rows, bands, band, of_channel, BANDS)
         part = tl.load(part_mean + i[:, None] * c + channel[None, :], there, other=0).to(tl.float64)
         total += tl.sum(tl.where(there, part * count, 0.0), 0)
     centre = total / rows
     total = tl.zeros([CHANNELS], tl.float64)
     for first in range(0, bands, BANDS):
-        i = first + tl.arange(0, BANDS)
-        count = tl.minimum(rows - wide(i) * band, band).to(tl.float64)[:, None]
-        there = (i < bands)[:, None] & of_channel
+        i, count, there = _band(first, rows, bands, band, of_channel, BANDS)
         part = tl.load(part_mean + i[:, None] * c + channel[None, :], there, other=0).to(tl.float64)
         square = tl.load(part_square + i[:, None] * c + channel[None, :], there, other=0).to(tl.float64)
         apart = part - centre[None, :]

@@ -18,7 +18,7 @@ columns is dy's plus that of every later block, a sum over all their features. I
 is whole, so that nothing but dz, n L d e (with hidden layers n L h e more), is written, and read back quadratically in
 L as y is in the forward. No gradient of the stream is in memory, but between two runs: [n, m], in float32. Weights'
 gradients are products over rows of what is then in memory: each program sums some rows of a tile of them into a slice
-of its own, so that no sum depends on the order in which programs run, and torch adds the slices. Launches of a run:
+of its own (slices.py), so that no sum depends on the order in which programs run. Launches of a run:
 packing of the weights, scale and shift; the rows; with hidden layers 2 and else 1 for the weights, and 1 with scale and
 shift. Then one sum for each list of gradients, and once for all runs a copy into tensors of their own.
 """

@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import IDEMPOTENT, activate_backward
-from .dense_chain_runs import Run, affine, columns_before, into_product, options, packed, runs
+from .activation import IDEMPOTENT, activate_backward, affine
+from .dense_chain_runs import Run, columns_before, into_product, options, packed, runs
 from .launch import cdiv, precision, tile, warps, wide
-
-SLICES_BYTES = 64 * 2**20  # at most, for a list's gradients
+from .slices import added, slices_for
 
 
 @triton.jit
@@ -194,11 +193,6 @@ def _affine_kernel(
     tl.store(slices + at + total, dshift, of_column)
 
 
-def _splits(n: int, rows: int, tiles: int, total: int) -> int:
-    """Two programs for each of about 128 multiprocessors, as far as their slices stay small."""
-    return min(cdiv(256, tiles), cdiv(n, rows), max(1, SLICES_BYTES // (4 * total)))
-
-
 def _weight_gradients(
     source: Tensor, step: int, dz: Tensor, scale: Tensor, shift: Tensor, l: int, m: int, d: int, r: int,
     activation: str, is_affine: bool,
@@ -208,14 +202,14 @@ def _weight_gradients(
     rows, to, chunk = (64 if half else 32), tile(r, 64 if half else 32), (64 if half else 32)
     total = r * (l * m + l * (l - 1) // 2 * d)
     tiles = cdiv(r, to) * cdiv(m + (l - 1) * d, chunk)
-    splits = _splits(n, rows, tiles * l, total)
+    splits = slices_for(tiles * l, cdiv(n, rows), total)
     slices = dz.new_empty(splits, total, dtype=torch.float32)
     _weights_kernel[(tiles, l, splits)](
         source, dz, scale, shift, slices, n, l, m, d, r, source.stride(0), step, total, splits,
         ROWS=rows, TO=to, CHUNK=chunk, ACT=activation, AFFINE=is_affine, PRECISION=precision(dz.dtype),
         num_stages=2, **warps(4),
     )  # fmt: skip
-    return slices.sum(0)
+    return added(slices, torch.float32)
 
 
 def _affine_gradients(y: Tensor, dz: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, run: Run, **options):
@@ -223,12 +217,12 @@ def _affine_gradients(y: Tensor, dz: Tensor, weight: Tensor, scale: Tensor, shif
     n, r = y.shape[0], run.h or run.d
     total = run.l * run.m + run.l * (run.l - 1) // 2 * run.d
     tiles = cdiv(run.m + (run.l - 1) * run.d, options["CHUNK"])
-    splits = _splits(n, options["ROWS"], tiles * run.l, 2 * total)
+    splits = slices_for(tiles * run.l, cdiv(n, options["ROWS"]), 2 * total)
     slices = y.new_empty(splits, 2, total, dtype=torch.float32)
     _affine_kernel[(tiles, run.l, splits)](
         y, dz, weight, scale, shift, slices, n, run.l, run.m, run.d, r, y.stride(0), total, splits, **options
     )
-    return slices.sum(0).unbind()
+    return added(slices, torch.float32).unbind()
 
 
 def dense_chain_backward(

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import activate
+from .activation import activate, affine
 from .launch import is_half, precision, rows_for, tile, warps, wide
 
 
@@ -66,17 +66,6 @@ def columns_before(i, m, d):
     """m_0 + ... + m_{i-1}, for m_i = m + i d: where block i lies among vectors [m_i], or rows of them."""
     i = wide(i)
     return i * m + i * (i - 1) // 2 * d
-
-
-@triton.jit
-def affine(x, scale, shift, column, of_column, AFFINE: tl.constexpr):
-    """scale x + shift for a chunk of columns [rows, chunk], and scale."""
-    factor = tl.full([1, 1], 1.0, tl.float32)
-    u = x
-    if AFFINE:
-        factor = tl.load(scale + column, of_column, other=0).to(tl.float32)[None, :]
-        u = x * factor + tl.load(shift + column, of_column, other=0).to(tl.float32)[None, :]
-    return u, factor
 
 
 @triton.jit

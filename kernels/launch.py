@@ -43,7 +43,7 @@ def warps(count: int) -> dict:
 def narrower(tiles: dict) -> list[dict]:
     """Tiles worth measuring besides: half the rows, by as many warps or half of them, which need no more registers."""
     rows = tiles["ROWS"] // 2
-    return [tiles | {"ROWS": rows, "num_warps": warps} for warps in (8, 4)] if rows >= 16 else []
+    return [tiles | {"ROWS": rows, "num_warps": count} for count in (8, 4)] if rows >= 16 else []
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def wide(i):
 
 
 def cdiv(size: int, by: int) -> int:
-    """How many parts of `by` hold `size`; triton.cdiv, which kernels can call too, takes 4 us from Python."""
+    """How many parts of `by` hold `size`; triton.cdiv, which kernels can call too, takes 2 us from Python."""
     return -(-size // by)
 
 

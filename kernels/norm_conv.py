@@ -13,7 +13,7 @@ by channel, and is subtracted where that gradient is read next (`Settled`): it n
 for the gradient that leaves the op. The weights' gradients are sums over pixels: programs take them side by side, each
 into a slice of its own (slices.py).
 
-Launches: forward 1, with statistics 2; backward 2 for x, and 1 or 2 for the weights.
+Launches: forward 1, with statistics 2; backward 1 for x, with a norm 2, and 1 or 2 for the weights.
 """
 
 from typing import NamedTuple

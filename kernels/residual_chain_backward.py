@@ -6,11 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import IDEMPOTENT, activate, activate_backward
-from .launch import MULTIPROCESSORS, cdiv, launch, narrower, precision, present, tile, warps, wide
+from .launch import cdiv, launch, narrower, precision, present, tile, warps, wide
 from .residual_chain_tiles import into_down, options, step_up, through_mid
-from .slices import added
-
-SLICES_BYTES = 64 * 2**20  # at most, for the weights' gradients
+from .slices import added, slices_for
 
 
 @triton.jit
@@ -279,8 +277,7 @@ def residual_chain_backward(
     # Of the features one tensor core's side at a time: longer sums would not fit in registers.
     rows, chunk = (32 if shared["PRECISION"] == "tf32x3" or torch.version.hip else 64), 32
     chunks = cdiv(m, chunk)
-    # Two programs for each multiprocessor, as far as their slices stay small.
-    splits = min(cdiv(2 * MULTIPROCESSORS, chunks), cdiv(n, rows), max(1, SLICES_BYTES // (8 * l * m * k)))
+    splits = slices_for(chunks, cdiv(n, rows), 2 * l * m * k)
 
     def slices(like: Tensor | None) -> Tensor:
         return x.new_empty(0) if like is None else x.new_zeros(splits, *like.shape, dtype=torch.float32)

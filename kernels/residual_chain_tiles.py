@@ -4,13 +4,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import activate
+from .activation import activate, affine
 from .launch import is_half, precision, rows_for, tile, warps
 
 # Elements of the stream that a program may hold, forward and backward (beside as many of its gradient): 8192 are 32
 # registers of each of 256 threads. Three TF32 products for one leave few.
 HELD = {"half": (8192, 4096), "tf32": (4096, 2048), "tf32x3": (2048, 0), "ieee": (0, 0)}
-MOST_FEATURES = 128  # k: wider bottlenecks have no kernel
 
 
 def options(n: int, m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
@@ -38,11 +37,7 @@ def options(n: int, m: int, k: int, dtype: torch.dtype, backward: bool) -> dict:
 @triton.jit
 def into_down(x, scale, shift, column, M, ACT, PRE, AFFINE: tl.constexpr):
     """What a chunk of columns [rows, chunk] is multiplied with, u = scale x + shift, and what goes into down."""
-    factor = tl.full([1, 1], 1.0, tl.float32)
-    u = x
-    if AFFINE:
-        factor = tl.load(scale + column, column < M, other=0).to(tl.float32)[None, :]
-        u = x * factor + tl.load(shift + column, column < M, other=0).to(tl.float32)[None, :]
+    u, factor = affine(x, scale, shift, column, column < M, AFFINE)
     a = u
     if PRE:
         a = activate(u, ACT)

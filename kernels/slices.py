@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import cdiv, wide
+from .launch import MULTIPROCESSORS, cdiv, wide
+
+MOST_BYTES = 64 * 2**20  # of all slices
 
 
 @triton.jit
@@ -16,6 +18,11 @@ def _add_kernel(parts, total, slices, size, BLOCK: tl.constexpr):
     for i in range(slices):
         value += tl.load(parts + wide(i) * size + at, there, other=0)
     tl.store(total + at, value, there)
+
+
+def slices_for(programs: int, steps: int, elements: int) -> int:
+    """How many programs should share the steps of each of `programs` sums: until two run on every multiprocessor."""
+    return max(1, min(cdiv(2 * MULTIPROCESSORS, programs), steps, MOST_BYTES // (4 * elements)))
 
 
 def empty_slices(slices: int, like: Tensor) -> Tensor:
