@@ -1,19 +1,10 @@
-// Tensors on torch's stable ABI, as every host function reads and makes them.
+// The tensors that the CPU's host functions make.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <initializer_list>
-#include <optional>
-#include <string>
 
-#include "common/activation_kind.h"
-#include "common/element.h"
+#include "torch.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -21,20 +12,7 @@
 
 namespace fastnest {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 constexpr int64_t kHugeBytes = 4 << 20;
-
-inline Element element_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat32;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    case ScalarType::Half: return Element::kFloat16;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, "fastnest: the cpp kernels take float32, bfloat16 and float16");
-}
 
 // A large tensor about to be written once: fewer and larger pages cost less to touch for the first time.
 inline void prefer_huge_pages(void* data, int64_t bytes) {
@@ -84,14 +62,6 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
 inline Tensor empty_as(const Tensor& x) {
   const auto sizes = x.sizes();
   return empty(sizes.data(), sizes.size(), x.scalar_type());
-}
-
-inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
-
-inline Activation activation_named(const std::string& name) {
-  auto kind = parse_activation(name);
-  STD_TORCH_CHECK(kind.has_value(), "fastnest: unknown activation ", name);
-  return *kind;
 }
 
 }  // namespace fastnest

@@ -1,0 +1,56 @@
+// residual_chain for NVIDIA GPUs: the host side on tensors | registration.
+#include "cuda/precision.h"
+#include "cuda/residual_chain.h"
+#include "cuda/tensor.h"
+
+namespace fastnest::cuda {
+namespace {
+
+ResidualChain describe(const Tensor& x, const Tensor& down, const std::optional<Tensor>& down_bias,
+                       const std::optional<Tensor>& mid, const std::optional<Tensor>& mid_bias, const Tensor& up,
+                       const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                       const std::string& activation, bool pre_activation) {
+  ResidualChain chain{};
+  chain.element = element_of(x);
+  chain.tf32 = chain.element == Element::kFloat32 && tf32_is_asked_for();
+  chain.n = x.size(0);
+  chain.m = static_cast<int>(x.size(1)), chain.k = static_cast<int>(down.size(1));
+  chain.l = static_cast<int>(down.size(0)), chain.ups = static_cast<int>(up.size(0));
+  chain.activation = activation_named(activation);
+  chain.pre_activation = pre_activation;
+  chain.down = down.const_data_ptr(), chain.down_bias = data_or_null(down_bias);
+  chain.mid = data_or_null(mid), chain.mid_bias = data_or_null(mid_bias);
+  chain.up = up.const_data_ptr();
+  chain.scale = data_or_null(scale), chain.shift = data_or_null(shift);
+  return chain;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor down, std::optional<Tensor> down_bias,
+                                                   std::optional<Tensor> mid, std::optional<Tensor> mid_bias, Tensor up,
+                                                   std::optional<Tensor> scale, std::optional<Tensor> shift,
+                                                   std::string activation, bool pre_activation, bool features,
+                                                   bool save) {
+  const ResidualChain chain = describe(x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation);
+  const auto type = x.scalar_type();
+  const bool features_are_hidden = save && idempotent(chain.activation) && !mid;
+  const auto maybe = [&](bool wanted, std::initializer_list<int64_t> sizes, ScalarType of) {
+    return wanted ? empty_like(x, sizes, of) : empty_like(x, {0}, of);
+  };
+  Tensor y = empty_like(x, {chain.n, chain.m}, type);
+  Tensor v = maybe(features && !features_are_hidden, {chain.n, chain.l, chain.k}, type);
+  Tensor hidden = maybe(save, {chain.n, chain.l, chain.layers(), chain.k}, type);
+  Tensor stream = maybe(save && chain.element != Element::kFloat32, {chain.n, chain.m}, ScalarType::Float);
+  const auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
+  const ResidualForward io{x.const_data_ptr(), x.stride(0), y.mutable_data_ptr(),
+                           data(v),            data(hidden), static_cast<float*>(data(stream))};
+  check_launch(residual_chain_forward(chain, io, current_stream(x.get_device_index())));
+  return {y, v, hidden, stream};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastnest, FASTNEST_GPU, m) {
+  m.impl("residual_chain_forward", TORCH_BOX(&forward));
+}
+
+}  // namespace fastnest::cuda

@@ -1,0 +1,14 @@
+// csrc/cuda/stream.h for kernels that run on the CPU, and their registration as the CPU's.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+
+#define FASTNEST_GPU CPU
+
+namespace fastnest {
+
+inline void* current_stream(int32_t) { return nullptr; }
+
+}  // namespace fastnest

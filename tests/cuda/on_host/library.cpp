@@ -1,0 +1,10 @@
+// What a test says of the device before it calls the kernels (by ctypes): the order of threads, and what there is.
+#include "cuda/device.h"
+
+using namespace fastnest::cuda::host;
+
+extern "C" __attribute__((visibility("default"))) void fastnest_device(int last_thread_first, int multiprocessors,
+                                                                        int shared_bytes, int clusters) {
+  order = last_thread_first ? Order::kLastThreadEarlyCopies : Order::kFirstThreadLateCopies;
+  device = {multiprocessors, shared_bytes, clusters != 0};
+}
