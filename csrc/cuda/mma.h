@@ -33,8 +33,8 @@ struct HalfProduct {
 
   // Of kDepth / 8 neighbouring tiles d.
   static FASTNEST_DEVICE A from_tiles(const float (*d)[4]) {
-    return {{pack<T>(d[0][0], d[0][1]), pack<T>(d[0][2], d[0][3]), pack<T>(d[1][0], d[1][1]),
-             pack<T>(d[1][2], d[1][3])}};
+    return {
+        {pack<T>(d[0][0], d[0][1]), pack<T>(d[0][2], d[0][3]), pack<T>(d[1][0], d[1][1]), pack<T>(d[1][2], d[1][3])}};
   }
   // From shared memory [rows, depth], or transposed [depth, rows].
   static FASTNEST_DEVICE A load_a(const T* tile, int pitch, Lane lane) {
@@ -57,6 +57,9 @@ struct HalfProduct {
     uint32_t r[4];
     load_matrices<true>(r, tile + lane.index % 16 * pitch + lane.index / 16 * 8);
     b[0] = {{r[0], r[1]}}, b[1] = {{r[2], r[3]}};
+  }
+  static FASTNEST_DEVICE void negate(A& a) {
+    for (int i = 0; i < 4; ++i) a.r[i] ^= 0x80008000u;
   }
   static FASTNEST_DEVICE void add(float (&d)[4], const A& a, const B& b) { multiply_add<T>(d, a.r, b.r); }
 };
@@ -108,6 +111,9 @@ struct FloatProduct {
   static FASTNEST_DEVICE void load_b_transposed(B (&b)[2], const float* tile, int pitch, Lane lane) {
     const float *first = tile + 2 * lane.t * pitch, *second = first + pitch;
     b[0] = b_of(first[lane.g], second[lane.g]), b[1] = b_of(first[lane.g + 8], second[lane.g + 8]);
+  }
+  static FASTNEST_DEVICE void negate(A& a) {
+    for (int i = 0; i < kHalves * 4; ++i) a.r[i / 4][i % 4] ^= 0x80000000u;
   }
   static FASTNEST_DEVICE void add(float (&d)[4], const A& a, const B& b) {
     if constexpr (kExact) {

@@ -1,5 +1,5 @@
-// Whether torch's own float32 products on GPUs are of TF32, asked of torch at run time (as in stream.h: no header of the
-// stable ABI says it).
+// Whether torch's own float32 products on GPUs are of TF32, asked of torch at run time (as in stream.h: no header of
+// the stable ABI says it).
 #pragma once
 
 #include <dlfcn.h>
@@ -15,8 +15,8 @@ inline bool tf32_is_asked_for() {
   static void* const torch = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
   if (torch == nullptr) return false;
   static const auto context = reinterpret_cast<Context>(dlsym(torch, "_ZN2at13globalContextEv"));
-  static const auto precision = reinterpret_cast<Precision>(
-      dlsym(torch, "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE"));
+  static const auto precision =
+      reinterpret_cast<Precision>(dlsym(torch, "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE"));
   return context && precision && precision(context(), kCuda, kMatmul) == kTf32;
 }
 

@@ -1,59 +1,133 @@
-// residual_chain for NVIDIA GPUs: which kernel a call launches, for the host in residual_chain_host.cpp.
+// residual_chain for NVIDIA GPUs: which kernels a call launches, for the host in residual_chain_host.cpp.
 #include "cuda/residual_chain.h"
 
+#include "cuda/residual_chain_backward.h"
 #include "cuda/residual_chain_forward.h"
+#include "cuda/residual_chain_weights.h"
+#include "cuda/sums.h"
 
 namespace fastnest::cuda {
 namespace {
 
-// How many blocks share the columns: as many as there must be, and more where rows alone would leave multiprocessors
-// idle, since each then reads fewer weights.
-int cluster_for(const Device& device, int64_t row_tiles, int64_t column_tiles) {
-  int64_t cluster = 1;
-  while (cluster < column_tiles || (cluster * 2 <= column_tiles && row_tiles * cluster * 2 <= device.multiprocessors))
-    cluster *= 2;
-  return static_cast<int>(cluster);
+constexpr int64_t kMostSliceBytes = 64 << 20;
+
+// Features at a time of the 16-bit products and of float32's, whose tiles take twice the room.
+template <class P>
+constexpr int kWidePass = P::kDepth == 16 ? 64 : 32;
+
+// function(Product), the one of the chain's elements.
+template <class Function>
+const char* with_product(const ResidualChain& chain, const Function& function) {
+  switch (chain.element) {
+    case Element::kBFloat16: return function(BFloat16Product());
+    case Element::kFloat16: return function(HalfPrecisionProduct());
+    default: return chain.tf32 ? function(Tf32Product()) : function(Float32Product());
+  }
 }
 
-template <class S>
-const char* forward(const Device& device, const ResidualChain& chain, const ResidualForward& io, int cluster,
-                    void* stream) {
-  const auto layout = ResidualShared::of<S>(chain, cluster, device.shared_bytes);
-  if (layout.bytes > device.shared_bytes) return "residual_chain: no room in shared memory";
+// The blocks of a cluster for `tiles` of columns; 0 where there are no such clusters.
+int cluster_of(const Device& device, int64_t tiles) {
+  int cluster = 1;
+  while (cluster < tiles) cluster *= 2;
+  return cluster == 1 || (device.clusters && cluster <= kMostBlocksInCluster) ? cluster : 0;
+}
+
+// Launches the kernel of shape S for rows that blocks hold wholly or in clusters, if there is room for it.
+template <class S, class Kernel, class Io>
+const char* launch_rows(Kernel* kernel, const Device& device, const ResidualChain& chain, const Io& io, int buffers,
+                        void* stream) {
+  const int cluster = cluster_of(device, divide_up(chain.m, S::kColumns));
+  if (cluster == 0) return "residual_chain: m is too large for this GPU";
+  const auto layout = ResidualShared::of<S>(chain, buffers, cluster, device.shared_bytes);
+  if (layout.bytes > device.shared_bytes) return "residual_chain: no room for so many features";
   const Grid grid{divide_up(chain.n, S::kRows) * cluster, S::kThreads, layout.bytes, cluster};
-  return launch(residual_forward_kernel<S>, grid, stream, chain, io, layout, cluster);
+  return launch(kernel, grid, stream, chain, io, layout, cluster);
+}
+
+// Whether a cluster of blocks with 128 columns each should share few rows: each then reads as few of the weights, and
+// multiprocessors would be idle otherwise.
+bool few_rows(const Device& device, const ResidualChain& chain) {
+  const int cluster = cluster_of(device, divide_up(chain.m, 128));
+  return cluster > 1 && divide_up(chain.n, 64) * cluster <= device.multiprocessors;
 }
 
 template <class P>
-const char* forward_of(const ResidualChain& chain, const ResidualForward& io, void* stream) {
-  constexpr int kPass = P::kDepth == 16 ? 64 : 32;
+const char* forward(const ResidualChain& chain, const ResidualForward& io, void* stream) {
   const Device device = current_device();
-  // Few rows: blocks of 128 columns each, whatever m, so that a cluster reads the weights from as many sides.
-  const int64_t row_tiles = divide_up(chain.n, 64);
-  if (device.clusters) {
-    for (int cluster = kMostBlocksInCluster; cluster > 1; cluster /= 2) {
-      if (row_tiles * cluster > device.multiprocessors) continue;
-      if (divide_up(chain.m, 128) > cluster / 2 && divide_up(chain.m, 128) <= cluster)
-        return forward<ResidualShape<P, 2, 4, 1, kPass>>(device, chain, io, cluster, stream);
-    }
-  }
-  if (chain.m <= 128) return forward<ResidualShape<P, 2, 4, 1, kPass>>(device, chain, io, 1, stream);
-  if (chain.m <= 256) return forward<ResidualShape<P, 2, 4, 2, kPass>>(device, chain, io, 1, stream);
-  if (chain.m <= 512) return forward<ResidualShape<P, 2, 4, 4, 32>>(device, chain, io, 1, stream);
-  const int cluster = cluster_for(device, 1 << 30, divide_up(chain.m, kMostColumns));
-  return forward<ResidualShape<P, 2, 8, 4, 32>>(device, chain, io, cluster, stream);
+  const auto run = [&]<class S>(S) {
+    return launch_rows<S>(residual_forward_kernel<S>, device, chain, io, chain.layers(), stream);
+  };
+  if (chain.m <= 128 || few_rows(device, chain)) return run(ResidualShape<P, 2, 4, 1, kWidePass<P>>());
+  if (chain.m <= 256) return run(ResidualShape<P, 2, 4, 2, kWidePass<P>>());
+  if (chain.m <= 512) return run(ResidualShape<P, 2, 4, 4, 32>());
+  return run(ResidualShape<P, 2, 8, 4, 32>());
+}
+
+template <class P>
+const char* step_back(const Device& device, const ResidualChain& chain, const ResidualBackward& io, void* stream) {
+  const auto run = [&]<class S>(S) {
+    return launch_rows<S>(residual_rows_kernel<S>, device, chain, io, 1 + chain.layers(), stream);
+  };
+  if (chain.m <= 128 || few_rows(device, chain)) return run(ResidualShape<P, 2, 4, 1, 32>());
+  if (chain.m <= 256) return run(ResidualShape<P, 2, 4, 2, 32>());
+  if (cluster_of(device, divide_up(chain.m, 512))) return run(ResidualShape<P, 2, 8, 2, 32>());
+  return run(ResidualShape<P, 1, 8, 4, 32>());
+}
+
+template <class P>
+const char* sum_weights(const Device& device, const ResidualChain& chain, const ResidualBackward& io, void* stream) {
+  using S = WeightsShape<P, kWidePass<P>>;
+  const auto layout = WeightsShared::of<S>(chain, device.shared_bytes);
+  Grid grid{divide_up(chain.m, S::kChunk), S::kThreads, layout.bytes};
+  grid.y = io.slices;
+  return launch(residual_weights_kernel<S>, grid, stream, chain, io, layout);
 }
 
 }  // namespace
 
 const char* residual_chain_forward(const ResidualChain& chain, const ResidualForward& io, void* stream) {
   if (chain.n == 0) return nullptr;
-  switch (chain.element) {
-    case Element::kBFloat16: return forward_of<BFloat16Product>(chain, io, stream);
-    case Element::kFloat16: return forward_of<HalfPrecisionProduct>(chain, io, stream);
-    default: break;
-  }
-  return chain.tf32 ? forward_of<Tf32Product>(chain, io, stream) : forward_of<Float32Product>(chain, io, stream);
+  return with_product(chain, [&]<class P>(P) { return forward<P>(chain, io, stream); });
+}
+
+int residual_chain_slices(const ResidualChain& chain) {
+  // Until two blocks run on every multiprocessor.
+  const int64_t blocks = divide_up(chain.m, 64), bytes = 4 * (int64_t{2} * chain.m + chain.k) * chain.k * chain.l;
+  const int64_t wanted = divide_up(2 * current_device().multiprocessors, blocks);
+  return static_cast<int>(std::max<int64_t>(1, std::min({wanted, divide_up(chain.n, 64), kMostSliceBytes / bytes})));
+}
+
+const char* residual_chain_backward(const ResidualChain& chain, const ResidualBackward& io, void* stream) {
+  if (chain.n == 0) return nullptr;
+  const Device device = current_device();
+  return with_product(chain, [&]<class P>(P) {
+    const char* const error = step_back<P>(device, chain, io, stream);
+    return error ? error : sum_weights<P>(device, chain, io, stream);
+  });
+}
+
+const char* residual_chain_gradients(const ResidualChain& chain, const ResidualBackward& io,
+                                     const ResidualGradients& out, float* slices, int slice_count, void* stream) {
+  return with_product(chain, [&]<class P>(P) -> const char* {
+    using T = typename P::Element;
+    const int64_t l = chain.l, m = chain.m, k = chain.k, layers = chain.layers();
+    const char* error = nullptr;
+    const auto add = [&](const float* from, void* to, int64_t size) {
+      if (!error && to) error = add_slices<T>(from, to, io.slices, size, stream);
+    };
+    add(io.ddown, out.ddown, l * k * m);
+    add(io.dup, out.dup, chain.ups * m * k);
+    add(io.dmid, out.dmid, l * k * k);
+    add(io.dscale, out.dscale, l * m);
+    add(io.dshift, out.dshift, l * m);
+    const auto bias = [&](int64_t layer, void* to) {
+      const RowGroups<T> rows{static_cast<const T*>(io.dz) + layer * k, l * layers * k, k, layers * k};
+      if (!error && to) error = add_rows<T>(rows, slices, slice_count, chain.n, l * k, to, stream);
+    };
+    bias(0, out.ddown_bias);
+    bias(layers - 1, out.dmid_bias);
+    return error;
+  });
 }
 
 }  // namespace fastnest::cuda

@@ -8,9 +8,7 @@
 
 namespace fastnest::cuda {
 
-constexpr int64_t kMostFeatures = 256;      // k
-constexpr int64_t kMostColumns = 1024;      // m, of a block; a cluster has as many more as it has blocks
-constexpr int kMostBlocksInCluster = 8;     // that every part with clusters takes
+constexpr int kMostBlocksInCluster = 8;  // that every part with clusters takes
 
 // x_i = x_{i-1} + up_i v_i, v_i = f(down_i f(scale_i x_{i-1} + shift_i) + down_bias_i); pointers are null where absent.
 struct ResidualChain {
@@ -53,8 +51,17 @@ struct ResidualBackward {
   float *ddown, *dmid, *dup, *dscale, *dshift;
 };
 
-// Launched on `stream` of the current device. Null, or why it could not be launched.
+struct ResidualGradients {  // of the parameters, shaped like them; null where absent
+  void *ddown, *ddown_bias, *dmid, *dmid_bias, *dup, *dscale, *dshift;
+};
+
+// Launched on `stream` of the current device. Null, or why one could not be launched.
 const char* residual_chain_forward(const ResidualChain& chain, const ResidualForward& io, void* stream);
+// How many slices the backward's sums should have.
+int residual_chain_slices(const ResidualChain& chain);
 const char* residual_chain_backward(const ResidualChain& chain, const ResidualBackward& io, void* stream);
+// Adds the slices, and dz over rows by way of `slices` [slice_count, l, k].
+const char* residual_chain_gradients(const ResidualChain& chain, const ResidualBackward& io,
+                                     const ResidualGradients& out, float* slices, int slice_count, void* stream);
 
 }  // namespace fastnest::cuda

@@ -17,8 +17,7 @@ class ForwardTiles {
 
   FASTNEST_DEVICE void operator()(T* slot) {
     if (block_ >= chain_.l) return;
-    if (phase_ == kDown)
-      tiles_.copy_down(slot, block_, outer_ * S::kPass, first_column_ + inner_ * S::kChunk);
+    if (phase_ == kDown) tiles_.copy_down(slot, block_, outer_ * S::kPass, first_column_ + inner_ * S::kChunk);
     else
       tiles_.copy(slot, phase_ == kMid ? tiles_.mid(block_, outer_ * S::kPass, passes_ * S::kPass)
                                        : tiles_.up(block_, first_column_ + outer_ * S::kChunk, inner_ * S::kPass));
@@ -45,7 +44,7 @@ template <class S>
 FASTNEST_DEVICE void add_down(const Place<S>& place, const ResidualChain& chain, Features<S>& z, const Chunk<S>& x,
                               const typename S::T* down, float* scratch) {
 #pragma unroll
-  for (int j = 0; j < 4; j += S::Product::kDepth / 8) {
+  for (int j = 0; j < 4; j += S::kStepTiles) {
     Step<S> a;
     apply_affine<S>(place, chain, a, x, j, down);
     activate<S::kStep>(chain.before(), &a[0][0][0], scratch);
@@ -119,8 +118,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       OwnFeatures<S> own;
       complete<S>(Here(cluster), z, own, partials, sums, turn);
       turn ^= 1;
-      finish_features<S>(cluster, chain, io, own, bias_of(chain.down_bias, block), v, pitch, block, pass, 0,
-                         scratch);
+      finish_features<S>(cluster, chain, io, own, bias_of(chain.down_bias, block), v, pitch, block, pass, 0, scratch);
     }
     const T* last = v;
     if (chain.mid) {

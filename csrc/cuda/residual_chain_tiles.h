@@ -32,18 +32,18 @@ struct ResidualShape {
   static constexpr int kDownElements = kPass * kDownPitch + 2 * kChunk, kUpElements = kChunk * kUpPitch;
   static constexpr int kPartials = (kColumnWarps - 1) * kRows * kPass;  // floats
   static constexpr int kSums = kRows * kPass;                           // floats, of each of two turns
-  static constexpr int kStep = kTiles * Product::kDepth / 2;  // elements of a thread in as many columns as a product is deep
-  static constexpr int kScratch = std::max(kStep, kTiles * kOwn * 4) * kThreads;  // floats
+  static constexpr int kStepTiles = Product::kDepth / 8, kStep = kTiles * kStepTiles * 4;  // as a product is deep
+  static constexpr int kScratch = std::max({kStep, kTiles * kOwn * 4, 16}) * kThreads;     // floats
 };
 
 // What is in a block's shared memory, in bytes: the ring, sums on their way between warps and between blocks, features,
-// and scratch of the activation.
+// of which there are several buffers [rows, k], and scratch of the activation.
 struct ResidualShared {
   int slot_elements, slots, features_pitch;
   int partials, sums, features, scratch, bytes;
 
   template <class S>
-  static ResidualShared of(const ResidualChain& chain, int cluster, int most_bytes) {
+  static ResidualShared of(const ResidualChain& chain, int buffers, int cluster, int most_bytes) {
     ResidualShared shared{};
     const int wide = (chain.k + S::kPass - 1) / S::kPass * S::kPass, size = sizeof(typename S::T);
     const int mid = chain.mid ? std::max(S::kPass * pitch_of(wide), wide * S::kUpPitch) : 0;
@@ -53,7 +53,7 @@ struct ResidualShared {
       shared.partials = shared.slots * shared.slot_elements * size;
       shared.sums = shared.partials + S::kPartials * 4;
       shared.features = shared.sums + (cluster > 1 ? 2 * S::kSums * 4 : 0);
-      shared.scratch = shared.features + chain.layers() * S::kRows * shared.features_pitch * size;
+      shared.scratch = shared.features + buffers * S::kRows * shared.features_pitch * size;
       shared.bytes = shared.scratch + (piecewise_linear(chain.activation) ? 0 : S::kScratch * 4);
       if (shared.bytes <= most_bytes) break;
     }
@@ -206,7 +206,7 @@ FASTNEST_DEVICE void clear_behind(const Place<S>& place, int chunk, Chunk<S>& va
 
 // As many columns as a product is deep, of all a warp's rows.
 template <class S>
-using Step = float[S::kTiles][S::Product::kDepth / 8][4];
+using Step = float[S::kTiles][S::kStepTiles][4];
 
 // u = scale x + shift for the step of a chunk that begins at tile j, given the tile of `down` behind which they are.
 template <class S>
@@ -214,21 +214,65 @@ FASTNEST_DEVICE void apply_affine(const Place<S>& place, const ResidualChain& ch
                                   int first, const typename S::T* down) {
   const auto* const scale = down + S::kPass * S::kDownPitch;
 #pragma unroll
-  for (int j = 0; j < S::Product::kDepth / 8; ++j)
+  for (int j = 0; j < S::kStepTiles; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int column = place.column(0, first + j) + e % 2;
 #pragma unroll
       for (int tile = 0; tile < S::kTiles; ++tile) {
         u[tile][j][e] = x[tile][first + j][e];
-        if (chain.scale)
-          u[tile][j][e] = u[tile][j][e] * to_float(scale[column]) + to_float(scale[S::kChunk + column]);
+        if (chain.scale) u[tile][j][e] = u[tile][j][e] * to_float(scale[column]) + to_float(scale[S::kChunk + column]);
       }
     }
 }
 
-// d [rows, 32 columns of the warp] += a [rows, features] b^T, b [columns, features] or transposed; both shared.
-template <class S, bool kTransposed>
+// values of the step that begins at tile j, as they are, or back.
+template <class S>
+FASTNEST_DEVICE void take_step(Step<S>& step, const Chunk<S>& values, int j) {
+#pragma unroll
+  for (int i = 0; i < S::kTiles * S::kStepTiles * 4; ++i)
+    step[i / 4 / S::kStepTiles][i / 4 % S::kStepTiles][i % 4] =
+        values[i / 4 / S::kStepTiles][j + i / 4 % S::kStepTiles][i % 4];
+}
+template <class S>
+FASTNEST_DEVICE void put_step(Chunk<S>& values, const Step<S>& step, int j) {
+#pragma unroll
+  for (int i = 0; i < S::kTiles * S::kStepTiles * 4; ++i)
+    values[i / 4 / S::kStepTiles][j + i / 4 % S::kStepTiles][i % 4] =
+        step[i / 4 / S::kStepTiles][i / 4 % S::kStepTiles][i % 4];
+}
+
+// du <- f'(scale x + shift) du of a chunk, given its tile of `down`.
+template <class S>
+FASTNEST_DEVICE void through_activation(const Place<S>& place, const ResidualChain& chain, Chunk<S>& du,
+                                        const Chunk<S>& x, const typename S::T* down, float* scratch) {
+#pragma unroll
+  for (int j = 0; j < 4; j += S::kStepTiles) {
+    Step<S> u, d;
+    apply_affine<S>(place, chain, u, x, j, down);
+    take_step<S>(d, du, j);
+    activate_backward<S::kStep>(chain.before(), &d[0][0][0], &u[0][0][0], scratch);
+    put_step<S>(du, d, j);
+  }
+}
+
+// g += scale du of a chunk, given its tile of `down`.
+template <class S>
+FASTNEST_DEVICE void add_scaled(const Place<S>& place, const ResidualChain& chain, Chunk<S>& g, const Chunk<S>& du,
+                                const typename S::T* down) {
+  const auto* const scale = down + S::kPass * S::kDownPitch;
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float factor = chain.scale ? to_float(scale[place.column(0, j) + e % 2]) : 1.0f;
+#pragma unroll
+      for (int tile = 0; tile < S::kTiles; ++tile) g[tile][j][e] += du[tile][j][e] * factor;
+    }
+}
+
+// d [rows, 32 columns of the warp] += or -= a [rows, features] b^T, b [columns, features] or transposed; both shared.
+template <class S, bool kTransposed, bool kMinus = false>
 FASTNEST_DEVICE void add_features(const Place<S>& place, Chunk<S>& d, const typename S::T* a, int a_pitch,
                                   const typename S::T* b, int b_pitch) {
   using P = typename S::Product;
@@ -236,16 +280,16 @@ FASTNEST_DEVICE void add_features(const Place<S>& place, Chunk<S>& d, const type
   for (int k = 0; k < S::kPass; k += P::kDepth) {
     typename P::A rows[S::kTiles];
 #pragma unroll
-    for (int tile = 0; tile < S::kTiles; ++tile)
+    for (int tile = 0; tile < S::kTiles; ++tile) {
       rows[tile] = P::load_a(a + (place.group * S::kTiles + tile) * 16 * a_pitch + k, a_pitch, place.lane);
+      if constexpr (kMinus) P::negate(rows[tile]);
+    }
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
       typename P::B columns[2];
       const int column = place.warp * 32 + j * 8;
-      if constexpr (kTransposed)
-        P::load_b_transposed(columns, b + k * b_pitch + column, b_pitch, place.lane);
-      else
-        P::load_b(columns, b + column * b_pitch + k, b_pitch, place.lane);
+      if constexpr (kTransposed) P::load_b_transposed(columns, b + k * b_pitch + column, b_pitch, place.lane);
+      else P::load_b(columns, b + column * b_pitch + k, b_pitch, place.lane);
 #pragma unroll
       for (int tile = 0; tile < S::kTiles; ++tile) {
         P::add(d[tile][j], rows[tile], columns[0]);
@@ -268,15 +312,25 @@ FASTNEST_DEVICE void add_step(const Place<S>& place, Features<S>& z, const Step<
 #pragma unroll
   for (int f = 0; f < S::kPass / 8; f += 2) {
     typename P::B features[2];
-    if constexpr (kTransposed)
-      P::load_b_transposed(features, b + column * b_pitch + f * 8, b_pitch, place.lane);
-    else
-      P::load_b(features, b + f * 8 * b_pitch + column, b_pitch, place.lane);
+    if constexpr (kTransposed) P::load_b_transposed(features, b + column * b_pitch + f * 8, b_pitch, place.lane);
+    else P::load_b(features, b + f * 8 * b_pitch + column, b_pitch, place.lane);
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
       P::add(z[tile][f], rows[tile], features[0]);
       P::add(z[tile][f + 1], rows[tile], features[1]);
     }
+  }
+}
+
+// The same of a whole chunk as it is.
+template <class S, bool kTransposed>
+FASTNEST_DEVICE void add_chunk(const Place<S>& place, Features<S>& z, const Chunk<S>& values, const typename S::T* b,
+                               int b_pitch) {
+#pragma unroll
+  for (int j = 0; j < 4; j += S::kStepTiles) {
+    Step<S> a;
+    take_step<S>(a, values, j);
+    add_step<S, kTransposed>(place, z, a, j, b, b_pitch);
   }
 }
 
@@ -287,7 +341,8 @@ FASTNEST_DEVICE void complete(const Place<S>& place, const Features<S>& z, OwnFe
                               float4* sums, int turn) {
   const auto at = [&](int owner, int slot, int tile, int j) {
     return ((((owner * (S::kColumnWarps - 1) + slot) * S::kRowGroups + place.group) * S::kTiles + tile) * S::kOwn + j) *
-               32 + place.lane.index;
+               32 +
+           place.lane.index;
   };
 #pragma unroll
   for (int owner = 0; owner < S::kOwners; ++owner) {
@@ -296,7 +351,7 @@ FASTNEST_DEVICE void complete(const Place<S>& place, const Features<S>& z, OwnFe
     for (int tile = 0; tile < S::kTiles; ++tile)
 #pragma unroll
       for (int j = 0; j < S::kOwn; ++j) {
-        const float(&d)[4] = z[tile][owner * S::kOwn + j];
+        const float (&d)[4] = z[tile][owner * S::kOwn + j];
         if (owner == place.warp) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) own[(tile * S::kOwn + j) * 4 + e] = d[e];
@@ -352,8 +407,7 @@ FASTNEST_DEVICE void through_mid(const Place<S>& place, OwnFeatures<S>& own, con
     typename P::B columns[2];
     if constexpr (kTransposed)
       P::load_b_transposed(columns, weight + k * weight_pitch + first * 8, weight_pitch, place.lane);
-    else
-      P::load_b(columns, weight + first * 8 * weight_pitch + k, weight_pitch, place.lane);
+    else P::load_b(columns, weight + first * 8 * weight_pitch + k, weight_pitch, place.lane);
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
       const auto rows =

@@ -57,7 +57,7 @@ struct Fibre {
   Meeting* meeting = nullptr;
   int64_t round = 0;
   bool done = false;
-  std::vector<Copy> copies;   // not done yet
+  std::vector<Copy> copies;    // not done yet
   std::vector<size_t> groups;  // how many copies each group that was committed has
   size_t open = 0;             // copies of the group that was not
   bool waits() const { return meeting && meeting->round == round; }
@@ -312,8 +312,7 @@ template <class T>
 void multiply_add_16_bit(Warp& all) {
   const auto of = [&](int lane) { return *static_cast<const Operands*>(all.given[lane]); };
   multiply_add_tiles<16>(
-      all,
-      [&](int row, int k) { return half_of<T>(of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k % 2); },
+      all, [&](int row, int k) { return half_of<T>(of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k % 2); },
       [&](int k, int column) { return half_of<T>(of(column * 4 + k % 8 / 2).b[k / 8], k % 2); });
 }
 

@@ -4,7 +4,7 @@
 using namespace fastnest::cuda::host;
 
 extern "C" __attribute__((visibility("default"))) void fastnest_device(int last_thread_first, int multiprocessors,
-                                                                        int shared_bytes, int clusters) {
+                                                                       int shared_bytes, int clusters) {
   order = last_thread_first ? Order::kLastThreadEarlyCopies : Order::kFirstThreadLateCopies;
   device = {multiprocessors, shared_bytes, clusters != 0};
 }
