@@ -3,6 +3,7 @@
 
 #include "cuda/residual_chain_backward.h"
 #include "cuda/residual_chain_forward.h"
+#include "cuda/residual_chain_mid.h"
 #include "cuda/residual_chain_weights.h"
 #include "cuda/sums.h"
 
@@ -80,7 +81,11 @@ const char* sum_weights(const Device& device, const ResidualChain& chain, const 
   const auto layout = WeightsShared::of<S>(chain, device.shared_bytes);
   Grid grid{divide_up(chain.m, S::kChunk), S::kThreads, layout.bytes};
   grid.y = io.slices;
-  return launch(residual_weights_kernel<S>, grid, stream, chain, io, layout);
+  const char* const error = launch(residual_weights_kernel<S>, grid, stream, chain, io, layout);
+  if (error || !chain.mid) return error;
+  Grid of_mid{chain.l, S::kThreads, mid_shared_bytes<S>()};
+  of_mid.y = io.slices;
+  return launch(residual_mid_kernel<S>, of_mid, stream, chain, io);
 }
 
 }  // namespace
