@@ -4,7 +4,7 @@ from torch.cuda import device_of  # the block's kernels are launched on the GPU 
 
 from .asked import Choice, logging_choices, note
 from .choice import backend, choose, reads_channels_last_weights, why_no_kernel
-from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends
+from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends, registered
 
 __all__ = [
     "CPP_IS_BUILT",
@@ -18,5 +18,6 @@ __all__ = [
     "logging_choices",
     "note",
     "reads_channels_last_weights",
+    "registered",
     "why_no_kernel",
 ]
