@@ -45,7 +45,8 @@ def extension() -> dict:
                 super().run()
             except Exception as error:
                 message = f"fastnest: building fastnest._C with {compiler} failed, see above ({error})."
-                sys.exit(f"{message}\nfastnest: FASTNEST_NO_EXT=1 installs without it, reference only.")
+                remedy = f" {toolkit.ALONE}" if cuda else ""
+                sys.exit(f"{message}\nfastnest: FASTNEST_NO_EXT=1 installs without it, reference only.{remedy}")
 
     module = cpp_extension.CppExtension(
         "fastnest._C",
