@@ -8,6 +8,9 @@
 
 #include <cstdint>
 
+// The dispatch key that the kernels are registered for.
+#define FASTNEST_GPU CUDA
+
 namespace fastnest {
 
 // As torch/csrc/inductor/aoti_torch/c/shim.h declares it: 0 where it succeeds.
