@@ -36,8 +36,11 @@ TOOLS = {
     "racecheck": ("--tool racecheck", "RACECHECK SUMMARY: 0 hazards"),
     "synccheck": ("--tool synccheck", "ERROR SUMMARY: 0 errors"),
 }
-# Where barriers are placed by hand; Triton's compiler places its own.
-SYNCCHECKED = ("cuda",)
+# By backend: in which dtypes it is sanitized, by which tools. Triton's compiler places barriers itself.
+SANITIZED = {
+    "triton": (("float32",), ("memcheck", "racecheck")),
+    "cuda": (("bfloat16", "float32"), tuple(TOOLS)),
+}
 FACTS = """
 import json, platform, sys
 try:
@@ -97,10 +100,11 @@ def check(session: Session, workers: int) -> None:
     kernels = list(dict.fromkeys((job["op"], job["backend"]) for job in jobs))
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(3) as beside, ThreadPoolExecutor(1) as memory:
         waiting = [
-            beside.submit(sanitized, session, op, backend, tool, until)
+            beside.submit(sanitized, session, {"op": op, "backend": backend, "dtype": dtype, "tool": tool}, until)
             for tool in TOOLS
             for op, backend in kernels
-            if tool != "synccheck" or backend in SYNCCHECKED
+            for dtype in SANITIZED[backend][0]
+            if tool in SANITIZED[backend][1]
         ]
         waiting += [(memory if job.get("large") else pool).submit(checked, session, job, until) for job in jobs]
     for task in waiting:
@@ -130,21 +134,24 @@ def checked(session: Session, job: dict, until: float) -> None:
         say(f"{job['op']} {job['backend']} {job['dtype']} {name}: {entry['verdict']}, {ended}")
 
 
-def sanitized(session: Session, op: str, backend: str, tool: str, until: float) -> None:
-    """compute-sanitizer on an op's smallest case. Without torch's cache, every tensor ends where its memory does."""
+def sanitized(session: Session, entry: dict[str, str], until: float) -> None:
+    """compute-sanitizer on an op's smallest case. Without torch's cache, every tensor ends where its memory does.
+
+    entry: op, backend, dtype and tool; recorded with what was found.
+    """
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    found, entry = [], {"op": op, "backend": backend, "tool": tool}
+    found, tool = [], entry["tool"]
     if program is None:
         return session.record.add("sanitizers", {**entry, "verdict": "not run", "what": "no compute-sanitizer here"})
     if time.time() > until - 20:
         return session.record.add("sanitizers", {**entry, "verdict": "not run", "what": "no time left"})
     options = f"{TOOLS[tool][0]} --target-processes application-only --print-limit 5"
     prefix = [program, *options.split()]
-    words = [CHECKS, op, "float32", "smallest", "--backend", backend]
+    words = [CHECKS, entry["op"], entry["dtype"], "smallest", "--backend", entry["backend"]]
     ended = session.python(words, found.append, until, prefix, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     entry |= verdict_of(tool, ended, found)
     session.record.add("sanitizers", entry)
-    return say(f"{op} {backend} {tool}: {entry['verdict']}")
+    return say(f"{entry['op']} {entry['backend']} {entry['dtype']} {tool}: {entry['verdict']}")
 
 
 def verdict_of(tool: str, ended: Ended, found: list[dict]) -> dict:

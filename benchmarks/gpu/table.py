@@ -76,7 +76,7 @@ def checks(data: dict) -> str:
         lines.append([op, backend, check, dtype, f"{done}/{of}", str(failed), said or next(iter(verdicts))])
     for one in data["sanitizers"]:
         tool = f"compute-sanitizer {one['tool']}"
-        lines.append([one["op"], one["backend"], tool, "float32", "", "", one["verdict"]])
+        lines.append([one["op"], one["backend"], tool, one["dtype"], "", "", one["verdict"]])
     return _table(["op", "backend", "check", "dtype", "cases", "failed", "verdict"], lines)
 
 

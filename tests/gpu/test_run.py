@@ -201,10 +201,11 @@ def test_all_checks_are_started(tmp_path, monkeypatch):
         ("o", "float32", "large", "--backend", "triton"),
         ("o", "float32", "chosen", "--backend", "cuda"),
     }
-    beside = [("memcheck", "triton"), ("racecheck", "triton")]
-    beside += [(tool, "cuda") for tool in ("memcheck", "racecheck", "synccheck")]
+    beside = [(tool, "triton", "float32") for tool in ("memcheck", "racecheck")]
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        beside += [(tool, "cuda", dtype) for dtype in ("bfloat16", "float32")]
     found = one.record.data["sanitizers"]
-    assert sorted((s["tool"], s["backend"]) for s in found) == sorted(beside)
+    assert sorted((s["tool"], s["backend"], s["dtype"]) for s in found) == sorted(beside)
     assert {s["what"] for s in found} == {"no compute-sanitizer here"}
 
 
@@ -213,12 +214,13 @@ def test_sanitizers_run_the_backend_that_they_name(tmp_path, monkeypatch):
     passed = {"verdict": "passed", "what": ""}
     script = Script(([passed], Ended(0, "ERROR SUMMARY: 0 errors")))
     one = session(tmp_path, script)
-    gpu_run.sanitized(one, "o", "cuda", "synccheck", time.time() + 100)
+    asked = {"op": "o", "backend": "cuda", "dtype": "bfloat16", "tool": "synccheck"}
+    gpu_run.sanitized(one, asked, time.time() + 100)
     words = script.asked[0][0]
     assert words[:3] == ["/a/compute-sanitizer", "--tool", "synccheck"]
-    assert words[-5:] == ["o", "float32", "smallest", "--backend", "cuda"]
+    assert words[-5:] == ["o", "bfloat16", "smallest", "--backend", "cuda"]
     (entry,) = one.record.data["sanitizers"]
-    assert entry == {"op": "o", "backend": "cuda", "tool": "synccheck", "verdict": "passed", "what": entry["what"]}
+    assert entry == {**asked, "verdict": "passed", "what": entry["what"]}
 
 
 def test_the_card_is_compiled_for():
@@ -313,21 +315,18 @@ def test_without_a_gpu_a_plain_sentence(capsys):
 
 def result() -> dict:
     one = {**FACTS, "rates": RATES, "device": {"driver": "580.1"}, "stages": [], "rows": [row("a"), row("b", own=5.0)]}
-    test = {
+    test = {"op": "o", "backend": "cuda", "check": "graphs", "dtype": "float32", "verdict": "passed"}
+    test |= {"done": 3, "of": 3, "failed": 0}
+    failed = {**test, "verdict": "failed", "failed": 1, "what": "dx is off"}
+    sanitizer = {
         "op": "o",
         "backend": "cuda",
-        "check": "graphs",
         "dtype": "float32",
-        "verdict": "passed",
-        "done": 3,
-        "of": 3,
-        "failed": 0,
+        "tool": "memcheck",
+        "verdict": "not run",
+        "what": "?",
     }
-    failed = {**test, "verdict": "failed", "failed": 1, "what": "dx is off"}
-    one |= {
-        "tests": [test, failed],
-        "sanitizers": [{"op": "o", "backend": "cuda", "tool": "memcheck", "verdict": "not run", "what": "?"}],
-    }
+    one |= {"tests": [test, failed], "sanitizers": [sanitizer]}
     return one | {"failures": [{"name": "c", "what": "wrong numbers"}], "not_measured": [{"name": "d", "what": "late"}]}
 
 
