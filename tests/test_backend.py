@@ -166,8 +166,7 @@ def on_a_gpu(monkeypatch, capability=(9, 0), codes=("sm_90a", "compute_90"), ops
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     names = [f"{op}_{way}" for op in ops for way in ("forward", "backward")]
-    for module in (installed, choice):
-        monkeypatch.setattr(module, "registered", lambda name: ("cpp", "cuda") if name in names else ("cpp",))
+    monkeypatch.setattr(installed, "_registered", lambda name: ("cpp", "cuda") if name in names else ("cpp",))
     with FakeTensorMode():
         return torch.empty(3, 5, device="cuda:0")
 
@@ -263,9 +262,19 @@ def test_forcing_cuda(monkeypatch):
         assert choose("residual_chain", x)[0] == "triton"
 
 
-def test_what_is_asked_of_the_compiled_half_is_no_graph_break():
-    def asks(x):
-        return x + ("cpp" in installed.registered("residual_chain_forward")) + (installed.why_no_cuda(0, "b") is None)
+@pytest.mark.parametrize("faster", [(), ({"n": (1, 3), "m": (5, 5)},), ({"n": (4, 9)},)])
+def test_the_choice_on_a_gpu_is_no_graph_break(faster, monkeypatch):
+    x = on_a_gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # which torch.compile asks, too
+    rows = [measured.Row("residual_chain", torch.float32, sizes, "") for sizes in faster]
+    monkeypatch.setattr(measured, "ROWS", tuple(rows))
 
-    compiled = torch.compile(asks, backend="eager", fullgraph=True)
-    assert compiled(torch.zeros(())) == int(_backend.CPP_IS_BUILT)
+    def numbered(x):
+        name = choice.choose("residual_chain", x, None, None, n=x.shape[0], m=5)
+        return x.new_empty(["reference", "triton", "cuda"].index(name))
+
+    with FakeTensorMode():
+        compiled = torch.compile(numbered, backend="eager", fullgraph=True, dynamic=True)
+        for n in (3, 7):
+            rows = torch.empty(n, 5, device=x.device)
+            assert compiled(rows).shape == numbered(rows).shape
