@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from building import copy_of_sources
 
 
 @pytest.fixture
@@ -12,9 +11,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of the sources with nothing built in it."""
-    return copy_of_sources(tmp_path)

@@ -1,12 +1,34 @@
 """setup.py: what is shipped, installing without a compiler, and what a failing compiler says."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
-from building import ROOT, build_extension, python
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources with nothing built in it."""
+    copy = tmp_path / "tree"
+    built = shutil.ignore_patterns(".*", "build", "dist", "out", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=built)
+    return copy
+
+
+def python(tree: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, *arguments]
+    return subprocess.run(words, cwd=tree, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def build_extension(tree: Path, **environment: str) -> subprocess.CompletedProcess:
+    return python(tree, "setup.py", "--quiet", "build_ext", "--inplace", **environment)
 
 
 def test_source_distribution_holds_everything_that_is_compiled(tree):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from building import ROOT, build_extension, python
+from sources import ROOT, copied, python
 
 NVCC = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin" / "nvcc"
 needs_nvcc = pytest.mark.skipif(not NVCC.exists(), reason="no CUDA toolkit")
@@ -211,8 +211,9 @@ TORCH_CUDA = """
 
 
 @pytest.fixture
-def probe(tree: Path) -> Path:
+def probe(tmp_path: Path) -> Path:
     """A copy of the sources with a small kernel in the place of all others."""
+    tree = copied(tmp_path / "tree")
     for folder in ("cpu", "cuda"):
         for path in (tree / "csrc" / folder).glob("*.c*"):
             path.unlink()
@@ -222,7 +223,7 @@ def probe(tree: Path) -> Path:
 
 
 def test_setup_refuses_before_anything_compiles(probe):
-    result = build_extension(probe, FASTNEST_CUDA="1", CUDA_HOME=str(probe))
+    result = python(probe, "setup.py", "--quiet", "build_ext", FASTNEST_CUDA="1", CUDA_HOME=str(probe))
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"fastnest: the kernels in CUDA cannot be built: CUDA_HOME is {probe}, but there is no")
