@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastnest
+from fastnest import _backend
 from fastnest.testing import ULPS
 
 # On a CPU max-autotune finds matrix products to tune only in frozen weights; frozen, these chains ran no faster.
@@ -19,6 +21,8 @@ COMPILED = {
     "max-autotune-no-cudagraphs": {"mode": "max-autotune-no-cudagraphs"},
     "frozen": {"options": {"max_autotune": True, "freezing": True}},
 }
+# Peers that are fastnest, forced on that backend.
+BACKENDS = ("triton",)
 CHUNK = 2048  # rows of the float64 reference at a time, so that its activations fit where float32's do
 
 
@@ -32,11 +36,12 @@ class Case:
     sizes: dict = field(hash=False)
     peers: tuple[str, ...]  # names of the contestants besides fastnest
     quick: bool = False
+    backend: str = ""  # that fastnest is forced on; "": it chooses
 
     @property
     def name(self) -> str:
         sizes = "-".join(f"{letter}{value}" for letter, value in self.sizes.items())
-        return f"{self.subject}-{self.mode}-{self.dtype}-{sizes}"
+        return f"{self.subject}-{self.mode}-{self.dtype}-{sizes}{self.backend and '-' + self.backend}"
 
 
 @dataclass
@@ -119,15 +124,31 @@ def steps(
 ) -> dict[str, Callable[[], object]]:
     """name -> a function of nothing that does the whole forward or training step."""
     torch._dynamo.reset()
-    forms = {"fastnest": problem.forms["fastnest"]}
+    forms, forced = {"fastnest": problem.forms["fastnest"]}, {"fastnest": case.backend}
     for peer in case.peers if only is None else only:
         if peer in COMPILED:
             eager = problem.forms["eager"]
             call = torch.compile(eager.call, dynamic=False, **COMPILED[peer])
             forms[peer] = Form(call, eager.leaves, eager.collect)
+        elif peer in BACKENDS:
+            forms[peer], forced[peer] = problem.forms["fastnest"], peer
         elif peer in problem.forms:
             forms[peer] = problem.forms[peer]
-    return {name: _step(form, case.mode, dy) for name, form in forms.items()}
+    return {name: _forced(_step(form, case.mode, dy), forced.get(name)) for name, form in forms.items()}
+
+
+def _forced(step: Callable[[], object], name: str | None) -> Callable[[], object]:
+    """The step by the kernels of a backend, entered without asking again whether it can run."""
+    if not name:
+        return step
+    with fastnest.backend(name):
+        pass  # raises here where it cannot
+
+    def forced():
+        with _backend.asking("forced", name):
+            return step()
+
+    return forced
 
 
 def output_gradient(problem: Problem) -> Tensor:
@@ -164,7 +185,7 @@ def errors(problem: Problem, case: Case, dy: Tensor, contestants: dict) -> dict[
     ulp = torch.finfo(getattr(torch, case.dtype)).eps
     found = {}
     for name, step in contestants.items():
-        collect = problem.forms.get(name, problem.forms["eager"]).collect
+        collect = problem.forms.get("fastnest" if name in BACKENDS else name, problem.forms["eager"]).collect
         result = step()
         tensors = [result] if case.mode == "forward" else collect(result)
         found[name] = [float((a.double() - b).abs().max()) / s for a, b, s in zip(tensors, truth, scale, strict=True)]

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "build_info.h"
 #include "common/instruction_set.h"
 #include "common/peak.h"
 #include "cpu/scratch.h"
@@ -85,20 +86,6 @@ void force(const std::string& name) {
     }
   if (!name.empty()) throw std::invalid_argument("force_instruction_set: this CPU does not run '" + name + "'");
   instruction_set() = best_instruction_set();
-}
-
-pybind11::dict build_info() {
-  pybind11::dict info;
-#if defined(__clang__)
-  info["compiler"] = "clang " __clang_version__;
-#else
-  info["compiler"] = "gcc " __VERSION__;
-#endif
-  info["flags"] = FASTNEST_FLAGS;
-  info["torch_target"] =
-      std::to_string(TORCH_TARGET_VERSION >> 56) + "." + std::to_string(TORCH_TARGET_VERSION >> 48 & 255);
-  info["cuda"] = pybind11::none();
-  return info;
 }
 
 }  // namespace

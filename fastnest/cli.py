@@ -24,14 +24,17 @@ def info(arguments: argparse.Namespace) -> int:
     print("backends")
     for name, state in fastnest.backends().items():
         print(f"  {name:<10} {state}")
-    print("C++ kernels")
+    print("compiled kernels")
     if fastnest.backends()["cpp"] != "available":
         print("  none: every op runs its reference, with the same results at less speed")
         print(f"  to get them: {BUILD_AGAIN}")
         return 0
     from . import _C
 
-    for name, value in _C.build_info().items():
+    built = _C.build_info()
+    cuda = built["cuda"]
+    built["cuda"] = f"nvcc {cuda['nvcc']} for {', '.join(cuda['architectures'])}" if cuda else "none"
+    for name, value in built.items():
         print(f"  {name:<12} {value}")
     used = _C.instruction_set()
     sets = [f"{name} (in use)" if name == used else name for name in _C.instruction_sets()]

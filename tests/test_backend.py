@@ -1,3 +1,4 @@
+import re
 import threading
 
 import pytest
@@ -6,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastnest
 from fastnest import _backend
-from fastnest._backend import asked, choice, installed
+from fastnest._backend import asked, choice, installed, measured
 from fastnest.functional import residual_chain
 
 # Those that take the CPU tensors of these tests.
@@ -31,7 +32,7 @@ def test_backends_says_why_not():
     assert states["reference"] == "available"
     for state in states.values():
         assert state == "available" or state.startswith(
-            ("not built", "built but not loadable", "not installed", "no GPU")
+            ("not built", "built but not loadable", "built for", "not installed", "no GPU", "no kernels for")
         )
 
 
@@ -64,12 +65,13 @@ def test_forcing_holds_for_one_thread():
     assert seen == [("cpp", "")]
 
 
-def test_unknown_and_unavailable():
+def test_unknown_and_unavailable(monkeypatch):
+    monkeypatch.setattr(installed, "CUDA_CODES", ())
     with pytest.raises(
         ValueError, match=r"unknown backend 'cudnn'; known: reference, cpp, triton, cuda; available here: ref"
     ):
         fastnest.backend("cudnn")
-    with pytest.raises(RuntimeError, match=r"cuda cannot run here: not built yet: .*\. Available here: reference"):
+    with pytest.raises(RuntimeError, match=r"cuda cannot run here: not built: .*\. Available here: reference"):
         fastnest.backend("cuda")
 
 
@@ -154,3 +156,127 @@ def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
             choice.choose("residual_chain", x)
         monkeypatch.setattr(choice, "TRITON_IS_INTERPRETED", True)
         assert choice.choose("residual_chain", x) == "triton"
+
+
+def on_a_gpu(monkeypatch, capability=(9, 0), codes=("sm_90a", "compute_90"), ops=("residual_chain",)) -> torch.Tensor:
+    """As on a GPU with Triton and the kernels in CUDA C++ of some ops: a tensor that says it is there."""
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(installed, "CUDA_CODES", codes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    names = [f"{op}_{way}" for op in ops for way in ("forward", "backward")]
+    monkeypatch.setattr(installed, "_registered", lambda name: ("cpp", "cuda") if name in names else ("cpp",))
+    with FakeTensorMode():
+        return torch.empty(3, 5, device="cuda:0")
+
+
+def choose(*arguments, **sizes) -> tuple[str, str]:
+    """The backend and the reason that explain shows."""
+    with _backend.logging_choices() as log:
+        found = choice.choose(*arguments, **sizes)
+    assert found == log[0].backend
+    return found, log[0].reason
+
+
+def test_cuda_says_what_is_missing(monkeypatch):
+    on_a_gpu(monkeypatch)
+    assert fastnest.backends()["cuda"] == "available"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert fastnest.backends()["cuda"] == "no kernels for GPUs older than compute capability 8.0, got 7.5"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert fastnest.backends()["cuda"].startswith("no kernels for AMD GPUs")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fastnest.backends()["cuda"].startswith("no GPU that torch can use; install")
+    monkeypatch.setattr(installed, "CUDA_CODES", ())
+    assert fastnest.backends()["cuda"].startswith("not built: install fastnest again beside a CUDA toolkit")
+
+
+@pytest.mark.parametrize(
+    ("codes", "runs", "does_not"),
+    [
+        (("sm_80",), [(8, 0), (8, 9)], [(9, 0), (12, 0)]),
+        (("sm_90a", "compute_80"), [(8, 0), (8, 6), (9, 0), (10, 3)], []),
+        (("sm_90a",), [(9, 0)], [(8, 9), (10, 0)]),
+        (("sm_100a", "compute_100a"), [(10, 0)], [(10, 3), (12, 0)]),
+        (("sm_100f", "compute_100f"), [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        (("sm_120", "compute_120"), [(12, 0), (12, 1), (13, 0)], [(8, 0), (10, 3)]),
+    ],
+)
+def test_what_was_built_runs_on_which_gpus(codes, runs, does_not, monkeypatch):
+    for capability in [*runs, *does_not]:
+        on_a_gpu(monkeypatch, capability, codes)
+        state = fastnest.backends()["cuda"]
+        assert (state == "available") == (capability in runs), f"{capability}: {state}"
+    for major, minor in does_not:
+        on_a_gpu(monkeypatch, (major, minor), codes)
+        said = fastnest.backends()["cuda"]
+        assert said.startswith(f"built for {', '.join(codes)}, not for this GPU")
+        assert said.endswith(f"TORCH_CUDA_ARCH_LIST={major}.{minor}")
+
+
+def test_triton_runs_where_no_measurement_prefers_cuda(monkeypatch):
+    x = on_a_gpu(monkeypatch)
+    monkeypatch.setattr(measured, "ROWS", ())
+    assert choose("residual_chain", x) == ("triton", "triton: no measurement prefers cuda")
+    assert choose("dense_chain", x) == ("triton", "")  # of which there are none in CUDA C++
+
+
+def test_measurements_choose_by_op_dtype_and_sizes(monkeypatch):
+    x = on_a_gpu(monkeypatch, ops=("residual_chain", "dense_chain"))
+    row = measured.Row("residual_chain", torch.bfloat16, {"n": (1, 1024), "m": (256, 1024)}, "somewhere.json")
+    monkeypatch.setattr(measured, "ROWS", (row,))
+    half, faster = x.bfloat16(), {"n": 1024, "m": 256, "k": 64, "l": 8}
+    assert choose("residual_chain", half, **faster) == ("cuda", "cuda: measured to be faster, somewhere.json")
+    for other in ("residual_chain", x, faster), ("dense_chain", half, faster):
+        assert choose(*other[:2], **other[2])[0] == "triton"
+    for letter, value in (("n", 1025), ("n", 0), ("m", 255), ("m", 1025)):
+        assert choose("residual_chain", half, **faster | {letter: value})[0] == "triton"
+    assert choose("residual_chain", half, "too wide", "too wide", **faster) == ("reference", "too wide")
+    assert choose("residual_chain", half, None, "too wide", **faster) == ("triton", "")
+
+
+def test_cuda_runs_where_triton_cannot(monkeypatch):
+    x = on_a_gpu(monkeypatch)
+    assert choose("residual_chain", x, "too wide") == ("cuda", "triton: too wide")
+    assert choose("residual_chain", x, "too wide", "wide") == ("reference", "triton: too wide; cuda: wide")
+    assert choose("residual_chain", x.double())[0] == "reference"
+    assert choose("dense_chain", x, "too wide") == ("reference", "too wide")
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", False)
+    assert choose("residual_chain", x) == ("cuda", 'triton: not installed: pip install "fastnest-torch[triton]"')
+    assert choose("batch_stats", x)[0] == "reference"
+
+
+def test_forcing_cuda(monkeypatch):
+    x = on_a_gpu(monkeypatch)
+    with fastnest.backend("cuda"):
+        assert choose("residual_chain", x) == ("cuda", "forced by fastnest.backend('cuda')")
+        for op, tensor, limit, why in (
+            ("batch_stats", x, None, "no kernels in CUDA C++ for batch_stats"),
+            ("residual_chain", torch.ones(3, 5), None, "no kernels in CUDA C++ for cpu tensors"),
+            ("residual_chain", x, "too wide", "too wide"),
+        ):
+            with pytest.raises(RuntimeError, match=rf"forced backend cuda cannot take this call \({re.escape(why)}\)"):
+                choice.choose(op, tensor, None, limit)
+    with fastnest.backend("triton"):
+        assert choose("residual_chain", x)[0] == "triton"
+
+
+@pytest.mark.parametrize("faster", [(), ({"n": (1, 3), "m": (5, 5)},), ({"n": (4, 9)},)])
+def test_the_choice_on_a_gpu_is_no_graph_break(faster, monkeypatch):
+    x = on_a_gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # which torch.compile asks, too
+    for module, name in (installed, "_registered"), (torch.cuda, "get_device_capability"):  # which it does not trace
+        monkeypatch.setattr(module, name, torch.compiler.disable(getattr(module, name)))
+    rows = [measured.Row("residual_chain", torch.float32, sizes, "") for sizes in faster]
+    monkeypatch.setattr(measured, "ROWS", tuple(rows))
+
+    def numbered(x):
+        name = choice.choose("residual_chain", x, None, None, n=x.shape[0], m=5)
+        return x.new_empty(["reference", "triton", "cuda"].index(name))
+
+    with FakeTensorMode():
+        compiled = torch.compile(numbered, backend="eager", fullgraph=True, dynamic=True)
+        for n in (3, 7):
+            rows = torch.empty(n, 5, device=x.device)
+            assert compiled(rows).shape == numbered(rows).shape

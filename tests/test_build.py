@@ -37,7 +37,7 @@ def test_source_distribution_holds_everything_that_is_compiled(tree):
     assert result.returncode == 0, result.stderr
     (archive,) = (tree / "dist").glob("fastnest_torch-*.tar.gz")
     shipped = {name.partition("/")[2] for name in tarfile.open(archive).getnames()}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.suffix != ".pyc"}
     assert sources | {"setup.py", "pyproject.toml", "kernels/__init__.py", "benchmarks/run.py", "Makefile"} <= shipped
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastnest
-from fastnest import _optional, cli
+from fastnest import _backend, _optional, cli
 from fastnest.benchmarks import contest, report, run
 
 CPP = fastnest.backends()["cpp"] == "available"
@@ -26,6 +26,20 @@ def test_info_names_backends_and_kernels(capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in fastnest.backends())
     assert ("(in use)" in said) == CPP
+
+
+@pytest.mark.skipif(not CPP, reason="the C++ kernels are not built")
+@pytest.mark.parametrize(
+    ("cuda", "said"),
+    [
+        (None, "cuda         none\n"),
+        ({"nvcc": "13.0", "architectures": ["sm_80", "compute_80"]}, "cuda         nvcc 13.0 for sm_80, compute_80\n"),
+    ],
+)
+def test_info_says_for_which_gpus(cuda, said, capsys, monkeypatch):
+    monkeypatch.setattr(_backend._C, "build_info", lambda: {"compiler": "gcc", "cuda": cuda})
+    assert cli.main(["info"]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_info_without_kernels_says_what_to_do(capsys, monkeypatch):

@@ -1,13 +1,15 @@
 """What is timed on a GPU, in groups by subject; the first of every group is run first, then the second of every one."""
 
+from dataclasses import replace
 from itertools import zip_longest
 
+from fastnest import _backend
 from fastnest.benchmarks.contest import Case
 
 # torch.compile as it comes with its own CUDA graphs, and without, to be captured like everything else.
 COMPILED = ("max-autotune", "max-autotune-no-cudagraphs")
 # Beside what is compiled: compiling takes longer than everything else, and comes last.
-AT_ONCE = ("eager", "memory-efficient")
+AT_ONCE = ("eager", "memory-efficient", "triton")
 
 
 def _residual(mode: str, dtype: str, *sizes: tuple[int, int, int, int]) -> list[Case]:
@@ -38,7 +40,7 @@ def _stages(mode: str) -> list[Case]:
 def groups() -> dict[str, list[Case]]:
     many = [(16384, 512, 64, 16), (65536, 256, 64, 8), (65536, 1024, 64, 32), (4096, 1024, 64, 32), (4096, 256, 64, 8)]
     few = [(256, 512, 64, 16), (1, 256, 64, 8), (1024, 1024, 64, 32), (16, 512, 64, 16), (64, 256, 64, 32)]
-    return {
+    found = {
         "residual_chain, many rows": _residual("forward", "bfloat16", *many),
         "residual_chain, training": _residual("train", "bfloat16", *many[:4]),
         "residual_chain, few rows": _residual("forward", "bfloat16", *few),
@@ -54,6 +56,20 @@ def groups() -> dict[str, list[Case]]:
             *_residual("forward", "float16", many[0]),
             *_residual("train", "float32", many[0]),
         ],
+    }
+    return found | _in_cuda(found)
+
+
+def _in_cuda(found: dict[str, list[Case]]) -> dict[str, list[Case]]:
+    """The same cases of every op that has kernels in CUDA C++, forced on them, beside Triton's."""
+
+    def forced(case: Case) -> Case:
+        return replace(case, backend="cuda", peers=("triton", "eager"))
+
+    return {
+        f"{name}, in CUDA C++": [forced(case) for case in group]
+        for name, group in found.items()
+        if "cuda" in _backend.registered(f"{group[0].subject}_forward")
     }
 
 

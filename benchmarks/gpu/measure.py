@@ -101,6 +101,7 @@ def measure(problem: contest.Problem, case: contest.Case, device, *, seconds: fl
         "mode": case.mode,
         "dtype": case.dtype,
         "sizes": case.sizes,
+        "backend": case.backend,
         "flops": problem.flops,
         # A step reads the arguments and dy, and writes y and every gradient.
         "bytes": problem.bytes * (2 if case.mode == "train" else 1),
@@ -143,6 +144,8 @@ def attempt(case: contest.Case, peers: tuple[str, ...], device, build=run.proble
 
 def chosen(what: str, only: str = "", behind: str = "") -> list[contest.Case]:
     every = [case for case in cases.in_order(what == "compiled") if re.search(only, case.name)]
+    if what == "compiled":
+        every = [case for case in every if set(case.peers) & set(cases.COMPILED)]
     return every[1 + [case.name for case in every].index(behind) :] if behind else every
 
 

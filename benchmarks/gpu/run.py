@@ -34,6 +34,12 @@ REST = 0.04
 TOOLS = {
     "memcheck": ("--tool memcheck --report-api-errors no", "ERROR SUMMARY: 0 errors"),
     "racecheck": ("--tool racecheck", "RACECHECK SUMMARY: 0 hazards"),
+    "synccheck": ("--tool synccheck", "ERROR SUMMARY: 0 errors"),
+}
+# By backend: in which dtypes it is sanitized, by which tools. Triton's compiler places barriers itself.
+SANITIZED = {
+    "triton": (("float32",), ("memcheck", "racecheck")),
+    "cuda": (("bfloat16", "float32"), tuple(TOOLS)),
 }
 FACTS = """
 import json, platform, sys
@@ -49,7 +55,9 @@ try:
     from triton import __version__ as triton
 except ImportError:
     triton = ""
-print(json.dumps({"card": card, "torch": torch.__version__, "triton": triton, "python": platform.python_version()}))
+capability = list(torch.cuda.get_device_capability(0))
+print(json.dumps({"card": card, "capability": capability, "torch": torch.__version__, "triton": triton,
+                  "python": platform.python_version()}))
 """
 
 
@@ -89,9 +97,15 @@ def check(session: Session, workers: int) -> None:
     """Every job of tests/gpu/checks.py, several at a time; those that fill the memory one by one; sanitizers beside."""
     until = session.ends["checks"]
     jobs = session.ask([CHECKS, "--list"], until).get("jobs", [])
-    ops = list(dict.fromkeys(job["op"] for job in jobs))
+    kernels = list(dict.fromkeys((job["op"], job["backend"]) for job in jobs))
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(3) as beside, ThreadPoolExecutor(1) as memory:
-        waiting = [beside.submit(sanitized, session, op, tool, until) for tool in TOOLS for op in ops]
+        waiting = [
+            beside.submit(sanitized, session, {"op": op, "backend": backend, "dtype": dtype, "tool": tool}, until)
+            for tool in TOOLS
+            for op, backend in kernels
+            for dtype in SANITIZED[backend][0]
+            if tool in SANITIZED[backend][1]
+        ]
         waiting += [(memory if job.get("large") else pool).submit(checked, session, job, until) for job in jobs]
     for task in waiting:
         task.result()
@@ -105,35 +119,39 @@ def checked(session: Session, job: dict, until: float) -> None:
         left.remove(entry["check"])
         session.record.add("tests", entry)
         told = f"{entry['verdict']} {entry['done']}/{entry['of']} {entry['what'].splitlines()[:1] or ''}"
-        say(f"{entry['op']} {entry['dtype']} {entry['check']} {entry['part']}: {told}")
+        say(f"{entry['op']} {entry['backend']} {entry['dtype']} {entry['check']} {entry['part']}: {told}")
 
-    words = [CHECKS, job["op"], job["dtype"], *left, "--part", job.get("part", "0/1"), "--until", until - 5]
+    words = [CHECKS, job["op"], job["dtype"], *left, "--backend", job["backend"]]
+    words += ["--part", job.get("part", "0/1"), "--until", until - 5]
     ended = Ended(None, "not begun")
     if time.time() < until - 10:
         ended = session.python(words, on_line, until, OMP_NUM_THREADS="1")
     for i, name in enumerate(left):
         crashed = ended.status is not None and i == 0
-        entry = {key: job.get(key, "0/1") for key in ("op", "dtype", "part")}
+        entry = {key: job.get(key, "0/1") for key in ("op", "backend", "dtype", "part")}
         entry |= {"check": name, "verdict": "failed" if crashed else "not run", "what": str(ended)}
         session.record.add("tests", {**entry, "done": 0, "of": 0, "failed": int(crashed), "seconds": 0})
-        say(f"{job['op']} {job['dtype']} {name}: {entry['verdict']}, {ended}")
+        say(f"{job['op']} {job['backend']} {job['dtype']} {name}: {entry['verdict']}, {ended}")
 
 
-def sanitized(session: Session, op: str, tool: str, until: float) -> None:
-    """compute-sanitizer on an op's smallest case. Without torch's cache, every tensor ends where its memory does."""
+def sanitized(session: Session, entry: dict[str, str], until: float) -> None:
+    """compute-sanitizer on an op's smallest case. Without torch's cache, every tensor ends where its memory does.
+
+    entry: op, backend, dtype and tool; recorded with what was found.
+    """
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    found, entry = [], {"op": op, "tool": tool}
+    found, tool = [], entry["tool"]
     if program is None:
         return session.record.add("sanitizers", {**entry, "verdict": "not run", "what": "no compute-sanitizer here"})
     if time.time() > until - 20:
         return session.record.add("sanitizers", {**entry, "verdict": "not run", "what": "no time left"})
     options = f"{TOOLS[tool][0]} --target-processes application-only --print-limit 5"
     prefix = [program, *options.split()]
-    words = [CHECKS, op, "float32", "smallest"]
+    words = [CHECKS, entry["op"], entry["dtype"], "smallest", "--backend", entry["backend"]]
     ended = session.python(words, found.append, until, prefix, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     entry |= verdict_of(tool, ended, found)
     session.record.add("sanitizers", entry)
-    return say(f"{op} {tool}: {entry['verdict']}")
+    return say(f"{entry['op']} {entry['backend']} {entry['dtype']} {tool}: {entry['verdict']}")
 
 
 def verdict_of(tool: str, ended: Ended, found: list[dict]) -> dict:
@@ -186,6 +204,12 @@ def benchmark(session: Session, what: str, only: str = "") -> None:
         session.record.add("not_measured", {"name": name, "what": f"not measured ({what}): no time left"})
 
 
+def architecture(capability: Sequence[int]) -> str:
+    """Of this card alone, with what only it has (such as sm_90a), which compiles in a fraction of the time of all."""
+    major, minor = capability
+    return f"{major}.{minor}{'a' if major >= 9 else ''}"
+
+
 def commit() -> str:
     """The commit of the checkout, "+changes" if tracked files differ from it, "" outside of one."""
 
@@ -209,7 +233,7 @@ def run(arguments: argparse.Namespace, facts: dict, start: float) -> Record:
     for stage, end in until.items():
         what = ""
         if stage == "install":
-            what, session.environment = install(end, say)
+            what, session.environment = install(end, say, architecture(facts["capability"]))
         elif stage == "checks":
             check(session, arguments.workers)
         else:

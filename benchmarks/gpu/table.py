@@ -67,16 +67,17 @@ def checks(data: dict) -> str:
     """Per op and check: cases done of all, by dtype, and the verdict."""
     groups: dict[tuple, list[dict]] = {}
     for test in data["tests"]:
-        groups.setdefault((test["op"], test["check"], test["dtype"]), []).append(test)
+        groups.setdefault((test["op"], test["backend"], test["check"], test["dtype"]), []).append(test)
     lines = []
-    for (op, check, dtype), tests in groups.items():
+    for (op, backend, check, dtype), tests in groups.items():
         done, of, failed = (sum(test[key] for test in tests) for key in ("done", "of", "failed"))
         verdicts = Counter(test["verdict"] for test in tests)
         said = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items()) if len(verdicts) > 1 else ""
-        lines.append([op, check, dtype, f"{done}/{of}", str(failed), said or next(iter(verdicts))])
+        lines.append([op, backend, check, dtype, f"{done}/{of}", str(failed), said or next(iter(verdicts))])
     for one in data["sanitizers"]:
-        lines.append([one["op"], f"compute-sanitizer {one['tool']}", "float32", "", "", one["verdict"]])
-    return _table(["op", "check", "dtype", "cases", "failed", "verdict"], lines)
+        tool = f"compute-sanitizer {one['tool']}"
+        lines.append([one["op"], one["backend"], tool, one["dtype"], "", "", one["verdict"]])
+    return _table(["op", "backend", "check", "dtype", "cases", "failed", "verdict"], lines)
 
 
 def rows_table(rows: list[dict], rates: dict) -> str:
@@ -96,7 +97,10 @@ def rows_table(rows: list[dict], rates: dict) -> str:
         cells += [_number(row["ratios"][way].get(peer), 1) for peer, way in columns]
         cells += [_number(row["memory_bytes"].get(name), 2**20) for name in memory]
         lines.append([*cells, "; ".join(row["runs"])])
-    return f"**{rows[0]['subject']}, {MODES[rows[0]['mode']]}, {rows[0]['dtype']}**\n\n{_table(head, lines)}"
+    title = f"{rows[0]['subject']}, {MODES[rows[0]['mode']]}, {rows[0]['dtype']}"
+    if rows[0]["backend"]:
+        title += f", forced on {rows[0]['backend']}"
+    return f"**{title}**\n\n{_table(head, lines)}"
 
 
 def _peers(rows: list[dict]) -> list[str]:
@@ -111,11 +115,12 @@ def markdown(data: dict) -> str:
     """Everything that a run found."""
     groups: dict[tuple, list[dict]] = {}
     for row in data["rows"]:
-        groups.setdefault((row["subject"], row["mode"], row["dtype"], tuple(row["sizes"])), []).append(row)
+        key = (row["subject"], row["mode"], row["dtype"], row["backend"], tuple(row["sizes"]))
+        groups.setdefault(key, []).append(row)
     parts = [heading(data), checks(data), *(rows_table(rows, data["rates"]) for rows in groups.values())]
     found = [*data["tests"], *data["sanitizers"]]
     failed = [
-        f"FAILED {one['op']} {one.get('check', one.get('tool'))}: {one['what']}"
+        f"FAILED {one['op']} {one['backend']} {one.get('check', one.get('tool'))}: {one['what']}"
         for one in found
         if one["verdict"] == "failed"
     ]

@@ -2,15 +2,16 @@
 
 from torch.cuda import device_of  # the block's kernels are launched on the GPU of a tensor
 
-from .asked import Choice, logging_choices, note
+from .asked import Choice, asking, logging_choices, note
 from .choice import backend, choose, reads_channels_last_weights, why_no_kernel
-from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends
+from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends, registered
 
 __all__ = [
     "CPP_IS_BUILT",
     "TRITON_IS_INSTALLED",
     "_C",
     "Choice",
+    "asking",
     "backend",
     "backends",
     "choose",
@@ -18,5 +19,6 @@ __all__ = [
     "logging_choices",
     "note",
     "reads_channels_last_weights",
+    "registered",
     "why_no_kernel",
 ]

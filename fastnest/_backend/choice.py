@@ -9,7 +9,19 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import asked
 from .asked import Choice
-from .installed import CPP_IS_BUILT, CPP_MISSING, TRITON_IS_INTERPRETED, backends, why_no_gpu
+from .installed import (
+    CPP_IS_BUILT,
+    CPP_MISSING,
+    TRITON_IS_INTERPRETED,
+    backends,
+    registered,
+    why_no_cuda,
+    why_no_triton,
+)
+from .measured import why_cuda
+
+WRITTEN_IN = {"triton": "Triton", "cuda": "CUDA C++"}
+Limits = dict[str, str | None]  # backend -> why its kernels cannot take a call for its sizes
 
 
 def backend(name: str) -> AbstractContextManager:
@@ -31,29 +43,29 @@ def reads_channels_last_weights(name: str) -> bool:
     return name == "triton"
 
 
-def _why_not(name: str, x: Tensor, triton_limit: str | None) -> str | None:
-    """Why kernels (cpp or triton) cannot take a call."""
-    if name == "triton":
-        missing = _why_not_on_gpu(x)
-    else:
-        missing = f"cpp is {CPP_MISSING}" if not CPP_IS_BUILT else _why_not_on_cpu(x)
+def _why_not(name: str, op: str | None, x: Tensor, limits: Limits) -> str | None:
+    """Why kernels (cpp, triton or cuda) cannot take a call."""
+    missing = _why_not_here(name, op, x)
     if missing is not None:
         return missing
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{x.dtype} is computed exactly, by the reference; the kernels take float32, bfloat16 and float16"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through the reference"
-    return triton_limit if name == "triton" else None
+    return limits.get(name)
 
 
-def _why_not_on_cpu(x: Tensor) -> str | None:
-    return None if x.is_cpu else f"no kernels for {x.device.type} tensors yet"
-
-
-def _why_not_on_gpu(x: Tensor) -> str | None:
+def _why_not_here(name: str, op: str | None, x: Tensor) -> str | None:
+    """Why kernels cannot run where x is."""
+    if name == "cpp":
+        if not CPP_IS_BUILT:
+            return f"cpp is {CPP_MISSING}"
+        return None if x.is_cpu else f"no kernels for {x.device.type} tensors yet"
     if x.is_cuda:
-        return why_no_gpu(x.get_device())
-    return None if x.is_cpu and TRITON_IS_INTERPRETED else f"no kernels in Triton for {x.device.type} tensors"
+        return why_no_triton(x.get_device()) if name == "triton" else why_no_cuda(x.get_device(), op)
+    if name == "triton" and x.is_cpu and TRITON_IS_INTERPRETED:
+        return None
+    return f"no kernels in {WRITTEN_IN[name]} for {x.device.type} tensors"
 
 
 def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
@@ -65,28 +77,44 @@ def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
             return "float32 under autocast, whose result torch leaves in float32"
     elif x.dtype != weight.dtype:
         return f"its input is {x.dtype} and its weights are {weight.dtype}"
-    return _why_not(_by_device(x), x, None)
+    return _why_not("triton" if x.is_cuda else "cpp", None, x, {})
 
 
-def _by_device(x: Tensor) -> str:
-    return "triton" if x.is_cuda else "cpp"
-
-
-def choose(op: str, x: Tensor, triton_limit: str | None = None) -> str:
+def choose(op: str, x: Tensor, triton_limit: str | None = None, cuda_limit: str | None = None, **sizes: int) -> str:
     """The backend that runs `op` for x and other tensors of its dtype and device.
 
-    triton_limit: why Triton's kernels, where there are some, cannot take this call for its sizes.
+    triton_limit, cuda_limit: why its kernels, where there are some, cannot take this call for its sizes. sizes: by
+    which it was measured whether Triton or CUDA C++ is faster.
     """
-    by_device = _by_device(x)
-    why_not = _why_not(by_device, x, triton_limit)
-    automatic = by_device if why_not is None else "reference"
+    limits = {"triton": triton_limit, "cuda": cuda_limit}
+    automatic, reason = _automatic(op, x, limits, sizes)
     if not asked.anything():
         return automatic
     forced = asked.forced()
-    if forced in ("cpp", "triton"):
-        why_not = _why_not(forced, x, triton_limit)
+    if forced not in (None, "reference"):
+        why_not = _why_not(forced, op, x, limits)
         if why_not is not None:
             raise RuntimeError(f"{op}: the forced backend {forced} cannot take this call ({why_not}); reference can")
-    reason = f"forced by fastnest.backend({forced!r})" if forced else why_not or ""
+    if forced:
+        reason = f"forced by fastnest.backend({forced!r})"
     asked.log(Choice(op, forced or automatic, x.dtype, reason))
     return forced or automatic
+
+
+def _automatic(op: str, x: Tensor, limits: Limits, sizes: dict[str, int]) -> tuple[str, str]:
+    """The backend that nobody forces, and why: why nothing faster, or which of two is."""
+    if not x.is_cuda:
+        why_not = _why_not("cpp", op, x, limits)
+        return ("cpp", "") if why_not is None else ("reference", why_not)
+    no_triton = _why_not("triton", op, x, limits)
+    if "cuda" not in registered(f"{op}_forward"):
+        return ("triton", "") if no_triton is None else ("reference", no_triton)
+    no_cuda = _why_not("cuda", op, x, limits)
+    if no_triton is None and no_cuda is None:
+        measured = why_cuda(op, x.dtype, sizes)
+        return ("cuda", measured) if measured else ("triton", "triton: no measurement prefers cuda")
+    if no_triton is None:
+        return "triton", ""
+    if no_cuda is None:
+        return "cuda", f"triton: {no_triton}"
+    return "reference", no_triton if no_triton == no_cuda else f"triton: {no_triton}; cuda: {no_cuda}"

@@ -1,6 +1,8 @@
-"""What can run here: the C++ kernels where they are built, the Triton kernels where Triton and a GPU are."""
+"""What can run here: the C++ kernels where they are built; on a GPU, those in Triton and those built in CUDA C++."""
 
 import os
+import re
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -15,10 +17,13 @@ except ImportError as error:
         CPP_MISSING = "not built: installed without a C++ compiler; install g++ >= 11, then install fastnest again"
 
 CPP_IS_BUILT = _C is not None
+# What machine code of the CUDA C++ kernels was built ("sm_90a"), and PTX ("compute_90"); () where none was.
+CUDA_CODES = tuple(((CPP_IS_BUILT and _C.build_info()["cuda"]) or {}).get("architectures", ()))
 TRITON_IS_INSTALLED = find_spec("triton") is not None
 # What Triton itself reads, once, when its kernels are imported: they then run on the CPU, step by step, for tests.
 TRITON_IS_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 OLDEST_GPU = (8, 0)  # compute capability: the first with bfloat16
+KEYS = {"cpp": "CPU", "cuda": "CUDA"}
 
 
 def backends() -> dict[str, str]:
@@ -27,28 +32,80 @@ def backends() -> dict[str, str]:
         "reference": "available",
         "cpp": "available" if CPP_IS_BUILT else CPP_MISSING,
         "triton": _triton_missing() or "available",
-        "cuda": "not built yet: this version has no kernels in CUDA C++; GPU tensors run triton or the reference",
+        "cuda": _cuda_missing() or "available",
     }
 
 
 def _triton_missing() -> str | None:
     if not TRITON_IS_INSTALLED:
         return 'not installed: pip install "fastnest-torch[triton]"'
-    if TRITON_IS_INTERPRETED:
+    return None if TRITON_IS_INTERPRETED else _no_gpu() or why_no_triton(torch.cuda.current_device())
+
+
+def _cuda_missing() -> str | None:
+    if not CUDA_CODES:
+        return _not_built()
+    return _no_gpu() or why_no_cuda(torch.cuda.current_device())
+
+
+def _not_built() -> str:
+    return "not built: install fastnest again beside a CUDA toolkit and a torch for CUDA, or with FASTNEST_CUDA=1"
+
+
+def _no_gpu() -> str | None:
+    if torch.cuda.is_available():
         return None
-    if not torch.cuda.is_available():
-        return "no GPU that torch can use; install a torch built for CUDA, on a machine with an NVIDIA GPU"
-    return why_no_gpu(torch.cuda.current_device())
+    return "no GPU that torch can use; install a torch built for CUDA, on a machine with an NVIDIA GPU"
 
 
 @torch.compiler.assume_constant_result
-def why_no_gpu(index: int) -> str | None:
-    """Why a GPU runs no kernels, whatever the call."""
-    if not TRITON_IS_INSTALLED:
-        return _triton_missing()
+def why_no_triton(index: int) -> str | None:
+    """Why a GPU runs no kernels in Triton, whatever the call."""
+    return _triton_missing() if not TRITON_IS_INSTALLED else _why_not_this_gpu(index)
+
+
+@torch.compiler.assume_constant_result
+def why_no_cuda(index: int, op: str | None = None) -> str | None:
+    """Why a GPU runs no kernels in CUDA C++, or none of an op, whatever the call."""
+    if not CUDA_CODES:
+        return _not_built()
+    if op is not None and not all("cuda" in registered(f"{op}_{way}") for way in ("forward", "backward")):
+        return f"no kernels in CUDA C++ for {op}"
+    return _why_not_this_gpu(index) or _why_no_code(torch.cuda.get_device_capability(index))
+
+
+def _why_not_this_gpu(index: int) -> str | None:
     if torch.version.hip is not None:
         return "no kernels for AMD GPUs yet: they compile for them, but none has run there"
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST_GPU:
         return "no kernels for GPUs older than compute capability 8.0, got {}.{}".format(*capability)
     return None
+
+
+def _why_no_code(capability: tuple[int, int]) -> str | None:
+    """Machine code runs on later GPUs of its major version, PTX on all later ones; with "a", both only on their own."""
+    major, minor = capability
+    for code in CUDA_CODES:
+        kind, number, only = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", code).groups()
+        built = divmod(int(number), 10)
+        later = built < capability and only != "a" and (built[0] == major or (kind == "compute" and only == ""))
+        if built == capability or later:
+            return None
+    codes = ", ".join(CUDA_CODES)
+    return f"built for {codes}, not for this GPU; install fastnest again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+
+
+@torch.compiler.assume_constant_result
+def registered(name: str) -> tuple[str, ...]:
+    """The backends for which fastnest._C has a kernel of the operator `name`."""
+    return _registered(name)
+
+
+@cache  # asking takes 36 us
+def _registered(name: str) -> tuple[str, ...]:
+    try:
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        return tuple(backend for backend, key in KEYS.items() if has(f"fastnest::{name}", key))
+    except RuntimeError:  # no such operator
+        return ()

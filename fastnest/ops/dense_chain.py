@@ -118,7 +118,8 @@ def dense_chain(
         x = cast(x, dtype)
         weights = Weights(*([cast(tensor, dtype) for tensor in tensors] for tensors in weights))
     check(x, weights, activation)
-    backend = _backend.choose(OP, x)
+    n, m = x.shape
+    backend = _backend.choose(OP, x, n=n, m=m, d=len(weights.weight[0]), l=len(weights.weight))
     if backend == "reference":
         return reference.dense_chain_forward(x, weights, activation, pre_activation)
     x = rows("x", x)

@@ -1,4 +1,4 @@
-"""The kernels as operators of torch: the C++ ones that fastnest._C registers, the Triton ones that are defined here."""
+"""The kernels as operators of torch: the compiled ones that fastnest._C registers, the Triton ones, defined here."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,12 +13,13 @@ _triton = torch.library.Library("fastnest_triton", "DEF")
 def kernels(name: str, fake: Callable) -> dict[str, Callable]:
     """The operator `name` of every backend that has it here, by backend; all have the signature of `fake`.
 
-    Triton's is the function of that name in fastnest.kernels.<op>, imported when it is first called.
+    The compiled ones are one operator, which runs by the device of its tensors. Triton's is the function of that name
+    in fastnest.kernels.<op>, imported when it is first called.
     """
     found = {}
     if _backend.CPP_IS_BUILT:
         torch.library.register_fake(f"fastnest::{name}")(fake)
-        found["cpp"] = getattr(torch.ops.fastnest, name).default
+        found = dict.fromkeys(_backend.registered(name), getattr(torch.ops.fastnest, name).default)
     if _backend.TRITON_IS_INSTALLED:
         _triton.define(name + torch.library.infer_schema(fake, mutates_args=()))
         _triton.impl(name, _launcher(name), "CompositeExplicitAutograd")

@@ -19,7 +19,8 @@ from .arguments import (
 )
 
 OP = "residual_chain"
-MOST_FEATURES = 128  # on a GPU: of a block that a multiprocessor has room for
+MOST_FEATURES = 128  # in Triton: of a block that a multiprocessor has room for
+MOST_IN_CUDA = {"k": 256, "m": 2048}
 
 
 def check(inputs: Inputs, activation: str, return_features: bool) -> None:
@@ -56,12 +57,19 @@ def check(inputs: Inputs, activation: str, return_features: bool) -> None:
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if shift is None else 'shift'} alone")
 
 
-def triton_limit(inputs: Inputs) -> str | None:
-    """Why the GPU's kernels cannot take these sizes."""
-    k = inputs.down.shape[1]
-    return (
-        None if k <= MOST_FEATURES else f"on a GPU, the kernels take up to {MOST_FEATURES} bottleneck features, got {k}"
-    )
+def triton_limit(k: int) -> str | None:
+    """Why the kernels in Triton cannot take these sizes."""
+    if k <= MOST_FEATURES:
+        return None
+    return f"on a GPU, the kernels take up to {MOST_FEATURES} bottleneck features, got {k}"
+
+
+def cuda_limit(k: int, m: int) -> str | None:
+    """Why the kernels in CUDA C++ cannot take these sizes."""
+    if k <= MOST_IN_CUDA["k"] and m <= MOST_IN_CUDA["m"]:
+        return None
+    most = "{k} bottleneck features and a width of {m}".format(**MOST_IN_CUDA)
+    return f"on a GPU, the kernels take up to {most}, got {k} and {m}"
 
 
 def residual_chain(
@@ -115,7 +123,8 @@ def residual_chain(
     if dtype is not None:
         inputs = Inputs(*(cast(tensor, dtype) for tensor in inputs))
     check(inputs, activation, return_features)
-    backend = _backend.choose(OP, inputs.x, triton_limit(inputs))
+    l, k, m = inputs.down.shape
+    backend = _backend.choose(OP, inputs.x, triton_limit(k), cuda_limit(k, m), n=inputs.x.shape[0], m=m, k=k, l=l)
     if backend == "reference":
         y, features = reference.residual_chain_forward(*inputs, activation, pre_activation, return_features)
         return (y, features) if return_features else y

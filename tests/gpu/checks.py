@@ -1,4 +1,4 @@
-"""Checks of an op's kernels on a GPU: checks.py OP DTYPE CHECK [CHECK ...] [--part I/K] [--until SECONDS].
+"""Checks of an op's kernels on a GPU: checks.py OP DTYPE CHECK [...] [--backend B] [--part I/K] [--until SECONDS].
 
 Plain functions, so that a machine without pytest runs them; test_gpu.py and `make gpu` start this file in processes of
 their own, because a kernel that faults takes its process's GPU context with it. One JSON line a check goes to stdout.
@@ -299,25 +299,34 @@ CHECKS = {
         *(large, smallest),
     )
 }
-BESIDE = ("chosen", "graphs", "streams", "repeats", "compiled", "nan_and_infinity")
+# Unasked, which of two backends runs is a matter of measurement.
+BESIDE = {"cuda": ("graphs", "streams", "repeats", "compiled", "nan_and_infinity")}
+BESIDE["triton"] = ("chosen", *BESIDE["cuda"])
 PARTS = 3
 
 
+def kernels() -> list[dict]:
+    """What is checked: every op's kernels in Triton, and those in CUDA C++ that are built."""
+    built = [op for op in OPS if "cuda" in _backend.registered(f"{op}_forward")]
+    return [{"op": op, "backend": "triton"} for op in OPS] + [{"op": op, "backend": "cuda"} for op in built]
+
+
 def jobs() -> Iterator[dict]:
-    """Every process of a whole run, by worth: op, dtype, checks, part; large: whether it takes most of the memory."""
+    """Every process of a whole run, by worth: op, backend, dtype, checks, part; large: it takes most of the memory."""
+    every = kernels()
     for dtype in DTYPES[:2]:
-        for op in OPS:
-            yield {"op": op, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"0/{PARTS}"}
-    for op in OPS:
-        yield {"op": op, "dtype": "bfloat16", "checks": ["large"], "large": True}
-        yield {"op": op, "dtype": "bfloat16", "checks": list(BESIDE)}
+        for one in every:
+            yield {**one, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"0/{PARTS}"}
+    for one in every:
+        yield {**one, "dtype": "bfloat16", "checks": ["large"], "large": True}
+        yield {**one, "dtype": "bfloat16", "checks": list(BESIDE[one["backend"]])}
     for part in range(PARTS):
         for dtype in DTYPES if part == 0 else DTYPES[:3]:
-            for op in OPS:
+            for one in every:
                 if part or dtype not in DTYPES[:2]:
-                    yield {"op": op, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"{part}/{PARTS}"}
-    for op in OPS:
-        yield {"op": op, "dtype": "float32", "checks": list(BESIDE)}
+                    yield {**one, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"{part}/{PARTS}"}
+    for one in every:
+        yield {**one, "dtype": "float32", "checks": list(BESIDE[one["backend"]])}
 
 
 def report(name: str, check: Check, label: str) -> dict:
@@ -335,6 +344,7 @@ def report(name: str, check: Check, label: str) -> dict:
     return {
         "check": name,
         "op": check.op,
+        "backend": check.backend,
         "dtype": label,
         "part": "/".join(map(str, check.part)),
         "verdict": verdict,
@@ -353,7 +363,7 @@ def main(words: list[str], device=None) -> int:
     parser.add_argument("checks", nargs="*")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--until", type=float, default=float("inf"))
-    parser.add_argument("--backend", default="triton", help=argparse.SUPPRESS)
+    parser.add_argument("--backend", default="triton")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args(words)
     if arguments.list:

@@ -106,6 +106,30 @@ def test_bits_that_change_are_found(name, monkeypatch, few_repeats):
     assert "dx differs" in found["what"]
 
 
+@pytest.mark.parametrize("built", [(), ("residual_chain", "dense_chain")])
+def test_what_is_built_in_cuda_is_checked_too(built, monkeypatch):
+    """Everything but what runs unasked, in as many parts and dtypes as Triton's."""
+    names = [f"{op}_forward" for op in built]
+    monkeypatch.setattr(checks._backend, "registered", lambda name: ("cuda",) if name in names else ())
+    jobs = list(checks.jobs())
+    found = {
+        (job["op"], job["dtype"], name, job.get("part")) for job in jobs for name in job["checks"] if name != "chosen"
+    }
+    of = {backend: {key for key in found if backend_of(jobs, key, backend)} for backend in ("triton", "cuda")}
+    assert of["triton"] == found
+    assert of["cuda"] == {key for key in found if key[0] in built}
+    assert "chosen" not in {name for job in jobs if job["backend"] == "cuda" for name in job["checks"]}
+
+
+def backend_of(jobs: list[dict], key: tuple, backend: str) -> bool:
+    op, dtype, name, part = key
+    return any(
+        (job["op"], job["dtype"], job.get("part"), job["backend"]) == (op, dtype, part, backend)
+        and name in job["checks"]
+        for job in jobs
+    )
+
+
 def test_another_backend_is_found(monkeypatch):
     one = checks.Check("residual_chain", torch.float32, StandIn(), "triton")
     found = report("chosen", one)
@@ -130,6 +154,7 @@ def test_time_that_is_up():
     assert report("repeats", late) | {"seconds": 0} == {
         "check": "repeats",
         "op": "batch_stats",
+        "backend": BACKEND,
         "dtype": "float32",
         "part": "0/1",
         "verdict": "not run",
@@ -146,6 +171,7 @@ def test_main_says_a_line_a_check(capsys):
     assert checks.main(words, StandIn()) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["check"], line["verdict"]) for line in lines] == [("chosen", "passed"), ("smallest", "passed")]
+    assert {line["backend"] for line in lines} == {BACKEND}
     assert checks.main(["batch_stats", "float32", "chosen", "--backend", "triton"], StandIn()) == 1
 
 
@@ -155,6 +181,7 @@ def test_jobs_are_every_check_of_every_op_and_dtype():
     assert names == set(checks.CHECKS)
     for op in OPS:
         for dtype in checks.DTYPES[:3]:
-            parts = [job["part"] for job in jobs if (job["op"], job["dtype"]) == (op, dtype) and job.get("part")]
+            these = [job for job in jobs if (job["op"], job["dtype"], job["backend"]) == (op, dtype, "triton")]
+            parts = [job["part"] for job in these if job.get("part")]
             assert sorted(parts) == [f"{i}/{checks.PARTS}" for i in range(checks.PARTS)]
     assert len({json.dumps(job) for job in jobs}) == len(jobs)

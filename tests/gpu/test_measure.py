@@ -45,6 +45,49 @@ def test_cases_cover_what_is_promised():
     assert all("memory-efficient" in c.peers for c in every if (c.subject, c.mode) == ("DenseNet-121", "train"))
 
 
+def test_what_is_built_in_cuda_is_timed_beside_triton(monkeypatch):
+    """The same sizes as without it, once, and not again beside compiled peers."""
+    assert {case.backend for case in cases.in_order()} <= {"", "cuda"}
+    monkeypatch.setattr(
+        cases._backend,
+        "registered",
+        lambda name: ("cuda",) if name.startswith(("residual_chain", "dense_chain")) else (),
+    )
+    every = cases.in_order()
+    cuda = [case for case in every if case.backend == "cuda"]
+    plain = [case for case in every if not case.backend and case.subject in ("residual_chain", "dense_chain")]
+    assert {replace(case, backend="", peers=()).name for case in cuda} == {case.name for case in plain}
+    assert len({case.name for case in every}) == len(every)
+    assert len(cuda) == len(plain)
+    assert {case.peers for case in cuda} == {("triton", "eager")}
+    assert set(cases.AT_ONCE) >= {"triton", "eager"}
+    assert {case.backend for case in measure.chosen("first")} == {"", "cuda"}
+    assert {case.backend for case in measure.chosen("compiled")} == {""}
+
+
+@pytest.mark.skipif(BACKEND != "cpp", reason="the C++ kernels are not built")
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_a_row_of_two_backends(mode, monkeypatch):
+    """cpp in the place of CUDA C++, the reference in that of Triton: each step runs the one that it is forced on."""
+    monkeypatch.setattr(contest, "BACKENDS", ("reference",))
+    case = replace(SMALL[0], mode=mode, backend="cpp", peers=("reference", "eager"))
+    problem = run.problem(case)
+    with torch.set_grad_enabled(mode == "train"):
+        steps = contest.steps(problem, case, contest.output_gradient(problem))
+        runs = [measure.what_runs(steps[name])[0] for name in ("fastnest", "reference")]
+    assert runs == [
+        f"1 x residual_chain on {name} (forced by fastnest.backend({name!r}))" for name in ("cpp", "reference")
+    ]
+    row = measure.attempt(case, (*cases.AT_ONCE, "reference"), StandIn())["row"]
+    assert (row["name"], row["backend"]) == (f"{SMALL[0].name.replace('train', mode)}-cpp", "cpp")
+    assert set(row["graph_us"]) == set(row["error"]) == {"fastnest", "reference", "eager"}
+
+
+def test_a_backend_that_cannot_run_is_told():
+    found = measure.attempt(replace(SMALL[0], backend="nothing"), cases.AT_ONCE, StandIn())
+    assert "unknown backend 'nothing'" in found["failure"]["what"]
+
+
 def test_chosen_by_name_and_behind_the_one_that_died():
     every = [case.name for case in measure.chosen("first")]
     assert every == [case.name for case in cases.in_order()]

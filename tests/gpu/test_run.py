@@ -17,7 +17,7 @@ from fastnest.benchmarks.gpu import run as gpu_run
 from fastnest.benchmarks.gpu.children import Ended
 
 FACTS = {"card": "Stand In (R) 5", "torch": "2.11", "triton": "3.6", "python": "3.12"}
-FACTS |= {"commit": "abc", "date": "2026-01-01"}
+FACTS |= {"capability": [9, 0], "commit": "abc", "date": "2026-01-01"}
 RATES = {"copy_bytes_per_second": 1e12, "flops_per_second": {"bfloat16": 1e14}}
 
 
@@ -29,6 +29,7 @@ def row(name: str, own: float = 10.0, **more) -> dict:
         "mode": "train",
         "dtype": "bfloat16",
         "sizes": {"n": 8, "m": 4},
+        "backend": "",
         "flops": 10**8,
         "bytes": 5 * 10**6,
         "runs": ["1 x residual_chain on triton"],
@@ -160,10 +161,20 @@ def test_benchmarks_that_do_not_begin_are_a_failure_told_once(tmp_path):
 
 
 def test_checks_that_die_say_where(tmp_path):
-    passed = {"op": "o", "dtype": "float32", "part": "0/1", "done": 2, "of": 2, "failed": 0, "what": "", "seconds": 1}
+    passed = {
+        "op": "o",
+        "backend": "b",
+        "dtype": "float32",
+        "part": "0/1",
+        "done": 2,
+        "of": 2,
+        "failed": 0,
+        "what": "",
+        "seconds": 1,
+    }
     passed |= {"check": "chosen", "verdict": "passed"}
     one = session(tmp_path, Script(([passed], Ended(-6, "illegal access"))))
-    job = {"op": "o", "dtype": "float32", "checks": ["chosen", "graphs", "streams"]}
+    job = {"op": "o", "backend": "b", "dtype": "float32", "checks": ["chosen", "graphs", "streams"]}
     gpu_run.checked(one, job, time.time() + 100)
     verdicts = [(test["check"], test["verdict"]) for test in one.record.data["tests"]]
     assert verdicts == [("chosen", "passed"), ("graphs", "failed"), ("streams", "not run")]
@@ -179,15 +190,43 @@ def test_all_checks_are_started(tmp_path, monkeypatch):
         words = [str(word) for word in words]
         asked.append(words)
         if "--list" in words:
-            on_line({"jobs": [{"op": "o", "dtype": "float32", "checks": ["large"], "large": True},
-                              {"op": "o", "dtype": "float32", "checks": ["chosen"]}]})  # fmt: skip
+            on_line({"jobs": [{"op": "o", "backend": "triton", "dtype": "float32", "checks": ["large"], "large": True},
+                              {"op": "o", "backend": "cuda", "dtype": "float32", "checks": ["chosen"]}]})  # fmt: skip
         return Ended(None, "")
 
     monkeypatch.setattr(gpu_run.shutil, "which", lambda name: None)
     one = session(tmp_path, run)
     gpu_run.check(one, workers=2)
-    assert {tuple(words[2:5]) for words in asked[1:]} == {("o", "float32", "large"), ("o", "float32", "chosen")}
-    assert [s["what"] for s in one.record.data["sanitizers"]] == ["no compute-sanitizer here"] * 2
+    assert {tuple(words[2:7]) for words in asked[1:]} == {
+        ("o", "float32", "large", "--backend", "triton"),
+        ("o", "float32", "chosen", "--backend", "cuda"),
+    }
+    beside = [(tool, "triton", "float32") for tool in ("memcheck", "racecheck")]
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        beside += [(tool, "cuda", dtype) for dtype in ("bfloat16", "float32")]
+    found = one.record.data["sanitizers"]
+    assert sorted((s["tool"], s["backend"], s["dtype"]) for s in found) == sorted(beside)
+    assert {s["what"] for s in found} == {"no compute-sanitizer here"}
+
+
+def test_sanitizers_run_the_backend_that_they_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run.shutil, "which", lambda name: "/a/compute-sanitizer")
+    passed = {"verdict": "passed", "what": ""}
+    script = Script(([passed], Ended(0, "ERROR SUMMARY: 0 errors")))
+    one = session(tmp_path, script)
+    asked = {"op": "o", "backend": "cuda", "dtype": "bfloat16", "tool": "synccheck"}
+    gpu_run.sanitized(one, asked, time.time() + 100)
+    words = script.asked[0][0]
+    assert words[:3] == ["/a/compute-sanitizer", "--tool", "synccheck"]
+    assert words[-5:] == ["o", "bfloat16", "smallest", "--backend", "cuda"]
+    (entry,) = one.record.data["sanitizers"]
+    assert entry == {**asked, "verdict": "passed", "what": entry["what"]}
+
+
+def test_the_card_is_compiled_for():
+    assert [gpu_run.architecture(one) for one in ([8, 0], [8, 9], [9, 0], [10, 0], [12, 0])] == [
+        *("8.0", "8.9", "9.0a", "10.0a", "12.0a")
+    ]
 
 
 def test_verdicts_of_sanitizers():
@@ -205,21 +244,33 @@ def test_verdicts_of_sanitizers():
     assert gpu_run.verdict_of("memcheck", Ended(None, ""), [])["verdict"] == "not run"
 
 
+STATES = {"cpp": "available", "cuda": "available"}
+
+
 def test_install_falls_back_and_says_so():
     said = []
-    script = Script(([], Ended(0, "")), ([], Ended(0, "")))
-    assert install.install(time.time() + 100, said.append, script) == ("installed with its C++ kernels", {})
+    script = Script(([], Ended(0, "")), ([STATES], Ended(0, "")))
+    what, environment = install.install(time.time() + 100, said.append, "9.0a", script)
+    assert (what, environment) == ("installed with all that compiles; cpp available, cuda available", {})
     assert script.asked[0][0][1:3] == ["-m", "pip"]
     assert {"--no-deps", "--no-build-isolation", "-e"} <= set(script.asked[0][0])
-    script = Script(([], Ended(1, "no compiler")), ([], Ended(0, "")), ([], Ended(0, "")))
-    what, environment = install.install(time.time() + 100, said.append, script)
+    assert script.asked[0][1]["TORCH_CUDA_ARCH_LIST"] == "9.0a"
+    assert "FASTNEST_NO_CUDA" not in script.asked[0][1]
+    fails = ([], Ended(1, "no compiler"))
+    script = Script(fails, ([], Ended(0, "")), ([STATES | {"cuda": "not built"}], Ended(0, "")))
+    what, environment = install.install(time.time() + 100, said.append, "9.0a", script)
+    assert (what, environment) == ("installed without its CUDA C++ kernels; cpp available, cuda not built", {})
+    assert script.asked[1][1]["FASTNEST_NO_CUDA"] == "1"
+    script = Script(fails, fails, ([], Ended(0, "")), ([STATES], Ended(0, "")))
+    what, environment = install.install(time.time() + 100, said.append, "9.0a", script)
     assert (what[:32], environment) == ("installed without its C++ kernel", {})
-    assert script.asked[1][1] == {"FASTNEST_NO_EXT": "1"}
-    assert said == ["not installed with its C++ kernels: ended with 1; no compiler"]
+    assert script.asked[2][1] == {"FASTNEST_NO_EXT": "1"}
+    assert said[0] == "not installed with all that compiles: ended with 1; no compiler"
+    assert len(said) == 3
 
 
 def test_without_pip_the_checkout_runs_as_it_lies(tmp_path):
-    what, environment = install.install(time.time() + 100, print, Script(*[([], Ended(1, "no pip"))] * 2))
+    what, environment = install.install(time.time() + 100, print, "8.0", Script(*[([], Ended(1, "no pip"))] * 3))
     assert what.startswith("not installed")
     code = (
         "import fastnest, fastnest.kernels, fastnest.benchmarks.gpu.record as r; print(fastnest.__file__, r.__file__)"
@@ -233,7 +284,11 @@ def test_without_pip_the_checkout_runs_as_it_lies(tmp_path):
 
 def test_stages_in_order(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(gpu_run, "install", lambda end, say: (order.append("install"), ("installed", {}))[1])
+    monkeypatch.setattr(
+        gpu_run,
+        "install",
+        lambda end, say, architecture: (order.append(f"install {architecture}"), ("installed", {}))[1],
+    )
     monkeypatch.setattr(gpu_run, "check", lambda session, workers: order.append("checks"))
     monkeypatch.setattr(gpu_run, "benchmark", lambda session, what, only: order.append(what))
     monkeypatch.setattr(
@@ -241,10 +296,10 @@ def test_stages_in_order(tmp_path, monkeypatch):
     )
     arguments = argparse.Namespace(seconds=10.0, out=tmp_path, stages=list(gpu_run.SHARES), workers=1, only="")
     found = gpu_run.run(arguments, dict(FACTS), time.time())
-    assert order == ["install", "checks", "first", "compiled"]
+    assert order == ["install 9.0a", "checks", "first", "compiled"]
     data = json.loads((tmp_path / "stand-in-r-5.json").read_text())
     assert data == found.data
-    assert [stage["name"] for stage in data["stages"]] == order
+    assert [stage["name"] for stage in data["stages"]] == ["install", "checks", "first", "compiled"]
     assert data["rates"] == RATES
     assert record.complete(data)
 
@@ -260,9 +315,18 @@ def test_without_a_gpu_a_plain_sentence(capsys):
 
 def result() -> dict:
     one = {**FACTS, "rates": RATES, "device": {"driver": "580.1"}, "stages": [], "rows": [row("a"), row("b", own=5.0)]}
-    test = {"op": "o", "check": "graphs", "dtype": "float32", "verdict": "passed", "done": 3, "of": 3, "failed": 0}
+    test = {"op": "o", "backend": "cuda", "check": "graphs", "dtype": "float32", "verdict": "passed"}
+    test |= {"done": 3, "of": 3, "failed": 0}
     failed = {**test, "verdict": "failed", "failed": 1, "what": "dx is off"}
-    one |= {"tests": [test, failed], "sanitizers": [{"op": "o", "tool": "memcheck", "verdict": "not run", "what": "?"}]}
+    sanitizer = {
+        "op": "o",
+        "backend": "cuda",
+        "dtype": "float32",
+        "tool": "memcheck",
+        "verdict": "not run",
+        "what": "?",
+    }
+    one |= {"tests": [test, failed], "sanitizers": [sanitizer]}
     return one | {"failures": [{"name": "c", "what": "wrong numbers"}], "not_measured": [{"name": "d", "what": "late"}]}
 
 
@@ -270,8 +334,8 @@ def test_table():
     said = table.markdown(result())
     assert "Stand In (R) 5, driver 580.1, torch 2.11, triton 3.6" in said
     assert "copy 1.00 TB/s (read and written), torch's product 100 TFLOP/s bfloat16" in said
-    assert "| o | graphs | float32 | 6/6 | 1 | passed 1, failed 1 |" in said
-    assert "| o | compute-sanitizer memcheck | float32 |  |  | not run |" in said
+    assert "| o | cuda | graphs | float32 | 6/6 | 1 | passed 1, failed 1 |" in said
+    assert "| o | cuda | compute-sanitizer memcheck | float32 |  |  | not run |" in said
     head = (
         "| N | M | graph | called | of roofline | x eager, called | x eager, graph | MiB fastnest | MiB eager | runs |"
     )
@@ -279,7 +343,7 @@ def test_table():
     # The roofline: 5e6 bytes at 1e12 take 5 us, 1e8 flops at 1e14 take 1 us.
     assert "| 8 | 4 | 10.0 us | 20.0 us | 50% | 2.00 | 2.50 | 1.00 | 4.00 | 1 x residual_chain on triton |" in said
     assert "| 8 | 4 | 5.0 us | 10.0 us | 100% | 4.00 | 5.00 |" in said
-    assert "FAILED o graphs: dx is off" in said
+    assert "FAILED o cuda graphs: dx is off" in said
     assert "FAILED c: wrong numbers" in said
     assert "d: late" in said
     assert "a: no CUDA graph of max-autotune-no-cudagraphs: RuntimeError: no" in said
@@ -289,6 +353,8 @@ def test_table():
 def test_table_of_a_run_that_was_cut_off_at_once():
     data = {**FACTS, "rates": {}, **{name: [] for name in ("tests", "sanitizers", "rows", "failures", "not_measured")}}
     assert "rates not measured" in table.markdown(data)
+    data["rows"] = [row("c", backend="cuda")]
+    assert "training step (forward, backward, every gradient), bfloat16, forced on cuda**" in table.markdown(data)
     data["rows"] = [row("a", graph_us={}, ratios={"call": {"eager": 2.0}, "graph": {}})]
     assert "| 8 | 4 | - | 20.0 us | - | 2.00 | 1.00 | 4.00 |" in table.markdown(data)
 
