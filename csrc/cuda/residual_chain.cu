@@ -1,6 +1,8 @@
 // residual_chain for NVIDIA GPUs: which kernels a call launches, for the host in residual_chain_host.cpp.
 #include "cuda/residual_chain.h"
 
+#include <type_traits>
+
 #include "cuda/residual_chain_backward.h"
 #include "cuda/residual_chain_forward.h"
 #include "cuda/residual_chain_mid.h"
@@ -14,7 +16,11 @@ constexpr int64_t kMostSliceBytes = 64 << 20;
 
 // Features at a time of the 16-bit products and of float32's, whose tiles take twice the room.
 template <class P>
-constexpr int kWidePass = P::kDepth == 16 ? 64 : 32;
+constexpr int kWidePass = sizeof(typename P::Element) == 2 ? 64 : 32;
+
+// Tiles of 16 rows of a warp: float32's numbers in three parts take the registers of two.
+template <class P>
+constexpr int kTall = std::is_same_v<P, Float32Product> ? 1 : 2;
 
 // function(Product), the one of the chain's elements.
 template <class Function>
@@ -47,9 +53,10 @@ const char* launch_rows(Kernel* kernel, const Device& device, const ResidualChai
 
 // Whether a cluster of blocks with 128 columns each should share few rows: each then reads as few of the weights, and
 // multiprocessors would be idle otherwise.
+template <class S>
 bool few_rows(const Device& device, const ResidualChain& chain) {
-  const int cluster = cluster_of(device, divide_up(chain.m, 128));
-  return cluster > 1 && divide_up(chain.n, 64) * cluster <= device.multiprocessors;
+  const int cluster = cluster_of(device, divide_up(chain.m, S::kColumns));
+  return cluster > 1 && divide_up(chain.n, S::kRows) * cluster <= device.multiprocessors;
 }
 
 template <class P>
@@ -58,10 +65,11 @@ const char* forward(const ResidualChain& chain, const ResidualForward& io, void*
   const auto run = [&]<class S>(S) {
     return launch_rows<S>(residual_forward_kernel<S>, device, chain, io, chain.layers(), stream);
   };
-  if (chain.m <= 128 || few_rows(device, chain)) return run(ResidualShape<P, 2, 4, 1, kWidePass<P>>());
-  if (chain.m <= 256) return run(ResidualShape<P, 2, 4, 2, kWidePass<P>>());
-  if (chain.m <= 512) return run(ResidualShape<P, 2, 4, 4, 32>());
-  return run(ResidualShape<P, 2, 8, 4, 32>());
+  using Narrow = ResidualShape<P, kTall<P>, 4, 1, kWidePass<P>>;
+  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) return run(Narrow());
+  if (chain.m <= 256) return run(ResidualShape<P, kTall<P>, 4, 2, kWidePass<P>>());
+  if (chain.m <= 512) return run(ResidualShape<P, kTall<P>, 4, 4, 32>());
+  return run(ResidualShape<P, kTall<P>, 8, 4, 32>());
 }
 
 template <class P>
@@ -69,9 +77,10 @@ const char* step_back(const Device& device, const ResidualChain& chain, const Re
   const auto run = [&]<class S>(S) {
     return launch_rows<S>(residual_rows_kernel<S>, device, chain, io, 1 + chain.layers(), stream);
   };
-  if (chain.m <= 128 || few_rows(device, chain)) return run(ResidualShape<P, 2, 4, 1, 32>());
-  if (chain.m <= 256) return run(ResidualShape<P, 2, 4, 2, 32>());
-  if (cluster_of(device, divide_up(chain.m, 512))) return run(ResidualShape<P, 2, 8, 2, 32>());
+  using Narrow = ResidualShape<P, kTall<P>, 4, 1, 32>;
+  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) return run(Narrow());
+  if (chain.m <= 256) return run(ResidualShape<P, kTall<P>, 4, 2, 32>());
+  if (cluster_of(device, divide_up(chain.m, 512))) return run(ResidualShape<P, kTall<P>, 8, 2, 32>());
   return run(ResidualShape<P, 1, 8, 4, 32>());
 }
 

@@ -13,7 +13,7 @@ constexpr int kMostBlocksInCluster = 8;  // that every part with clusters takes
 // x_i = x_{i-1} + up_i v_i, v_i = f(down_i f(scale_i x_{i-1} + shift_i) + down_bias_i); pointers are null where absent.
 struct ResidualChain {
   Element element;
-  bool tf32;  // float32: products of TF32, else with the error of float32
+  bool tf32;  // float32: products of TF32
   int64_t n;
   int m, k, l;
   int ups;  // l, or l - 1: the last block yields its features only

@@ -30,6 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor down, std::o
                                                    std::optional<Tensor> scale, std::optional<Tensor> shift,
                                                    std::string activation, bool pre_activation, bool features,
                                                    bool save) {
+  const OnGpu gpu(x.get_device_index());
   const ResidualChain chain = describe(x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation);
   const auto type = x.scalar_type();
   const bool features_are_hidden = save && idempotent(chain.activation) && !mid;
@@ -43,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor down, std::o
   const auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
   const ResidualForward io{
       x.const_data_ptr(), x.stride(0), y.mutable_data_ptr(), data(v), data(hidden), static_cast<float*>(data(stream))};
-  check_launch(residual_chain_forward(chain, io, current_stream(x.get_device_index())));
+  check_launch(residual_chain_forward(chain, io, gpu.stream));
   return {y, v, hidden, stream};
 }
 
@@ -51,6 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
     std::optional<Tensor> dy, std::optional<Tensor> dfeatures, Tensor x, Tensor stream, Tensor hidden, Tensor down,
     std::optional<Tensor> down_bias, std::optional<Tensor> mid, std::optional<Tensor> mid_bias, Tensor up,
     std::optional<Tensor> scale, std::optional<Tensor> shift, std::string activation, bool pre_activation) {
+  const OnGpu gpu(x.get_device_index());
   const ResidualChain chain = describe(x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation);
   const auto type = x.scalar_type();
   const int64_t l = chain.l, m = chain.m, k = chain.k;
@@ -85,10 +87,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   io.dscale = floats(scale_sums), io.dshift = floats(shift_sums);
   const ResidualGradients out{data(ddown), data(ddown_bias), data(dmid),  data(dmid_bias),
                               data(dup),   data(dscale),     data(dshift)};
-  const auto gpu = current_stream(x.get_device_index());
-  check_launch(residual_chain_backward(chain, io, gpu));
+  check_launch(residual_chain_backward(chain, io, gpu.stream));
   Tensor rows = empty_like(x, {slices, l, k}, ScalarType::Float);
-  check_launch(residual_chain_gradients(chain, io, out, floats(rows), slices, gpu));
+  check_launch(residual_chain_gradients(chain, io, out, floats(rows), slices, gpu.stream));
   return {dx, ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift};
 }
 

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
@@ -37,5 +38,17 @@ inline cudaStream_t current_stream(int32_t device) {
   STD_TORCH_CHECK(get(device, &stream) == 0, "fastnest: torch has no current stream for GPU ", device);
   return static_cast<cudaStream_t>(stream);
 }
+
+// Makes a device the current one, as long as it lives, and has its current stream.
+class OnGpu {
+ public:
+  explicit OnGpu(int32_t device) : guard_(device), stream(current_stream(device)) {}
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+
+ public:
+  cudaStream_t const stream;
+};
 
 }  // namespace fastnest

@@ -78,30 +78,34 @@ FASTNEST_DEVICE void for_pairs(const Place<S>& place, int chunk, Chunk<S>& value
 }
 
 // d [rows, 32 columns of the warp] += or -= a [rows, features] b^T, b [columns, features] or transposed; both shared.
+// The product is summed by itself, so that d, which may be much larger, is rounded once.
 template <class S, bool kTransposed, bool kMinus = false>
 FASTNEST_DEVICE void add_features(const Place<S>& place, Chunk<S>& d, const typename S::T* a, int a_pitch,
                                   const typename S::T* b, int b_pitch) {
   using P = typename S::Product;
+#pragma unroll
+  for (int j = 0; j < 4; j += 2) {
+    const int column = place.warp * 32 + j * 8;
+    float sum[S::kTiles][2][4] = {};
 #pragma unroll 1
-  for (int k = 0; k < S::kPass; k += P::kDepth) {
-    typename P::A rows[S::kTiles];
-#pragma unroll
-    for (int tile = 0; tile < S::kTiles; ++tile) {
-      rows[tile] = P::load_a(a + (place.group * S::kTiles + tile) * 16 * a_pitch + k, a_pitch, place.lane);
-      if constexpr (kMinus) P::negate(rows[tile]);
-    }
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {
+    for (int k = 0; k < S::kPass; k += P::kDepth) {
       typename P::B columns[2];
-      const int column = place.warp * 32 + j * 8;
       if constexpr (kTransposed) P::load_b_transposed(columns, b + k * b_pitch + column, b_pitch, place.lane);
       else P::load_b(columns, b + column * b_pitch + k, b_pitch, place.lane);
 #pragma unroll
       for (int tile = 0; tile < S::kTiles; ++tile) {
-        P::add(d[tile][j], rows[tile], columns[0]);
-        P::add(d[tile][j + 1], rows[tile], columns[1]);
+        const auto rows = P::load_a(a + (place.group * S::kTiles + tile) * 16 * a_pitch + k, a_pitch, place.lane);
+        P::add(sum[tile][0], rows, columns[0]);
+        P::add(sum[tile][1], rows, columns[1]);
       }
     }
+#pragma unroll
+    for (int tile = 0; tile < S::kTiles; ++tile)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float product = sum[tile][i / 4][i % 4];
+        d[tile][j + i / 4][i % 4] += kMinus ? -product : product;
+      }
   }
 }
 
