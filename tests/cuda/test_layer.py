@@ -1,4 +1,4 @@
-"""The layer that runs blocks on the CPU (on_host/), by small kernels: it does what a GPU does, and sees what is wrong."""
+"""The layer that runs blocks on the CPU (on_host/), by small kernels: it does what a GPU does, and sees mistakes."""
 
 import os
 import subprocess

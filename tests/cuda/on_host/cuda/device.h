@@ -1,5 +1,6 @@
-// csrc/cuda/device.h for the CPU (blocks.cpp): the threads of a cluster's blocks are fibres, which one thread of the process runs in
-// turns. A fibre runs until it waits for others, so that warps are as far apart as barriers let them be.
+// csrc/cuda/device.h for the CPU (blocks.cpp): the threads of a cluster's blocks are fibres, which one thread of the
+// process runs in turns. A fibre runs until it waits for others, so that warps are as far apart as barriers let them
+// be.
 //
 // What a GPU leaves open is made the worst of: shared memory begins as NaN; copies that go on beside the thread are
 // done at once, or only when it waits for them; and the first thread to run is the first or the last (Order). A barrier
@@ -71,6 +72,9 @@ unsigned char* shared_memory();
 
 // The device that launchers find.
 extern Device device;
+
+// Launches are checked, and nothing runs.
+extern bool only_launch;
 
 // Runs a kernel's blocks, a cluster at a time.
 void run(const Grid& grid, const std::function<void()>& kernel);
