@@ -20,7 +20,8 @@ def start(script: Path, *words: object, **environment: str) -> subprocess.Comple
 
 def together(request, folder: Path, run: Callable) -> Iterator[dict[tuple[str, ...], Future]]:
     """run(*words) of every selected test in a folder, by the test's `words`; all are begun when this is."""
-    selected = [item.callspec.params["words"] for item in request.session.items if item.path.parent == folder]
+    waiting = [item for item in request.session.items if "processes" in item.fixturenames]
+    selected = [item.callspec.params["words"] for item in waiting if item.path.parent == folder]
     pool = ThreadPoolExecutor(os.cpu_count())
     yield {words: pool.submit(run, *words) for words in selected}
     pool.shutdown(cancel_futures=True)

@@ -80,12 +80,12 @@ def said_by(*command: object, given: str | None = None) -> str:
     return done.stdout
 
 
-def compiled(source: str, target: str, *flags: str) -> list[Kernel]:
+def compiled(source: str | Path, target: str) -> list[Kernel]:
     """The kernels of a file of csrc/cuda, in the order of their names."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.o"
         arch = f"-gencode=arch={target.replace('sm', 'compute')},code={target}"
-        said_by(home() / "bin/nvcc", *FLAGS, *flags, f"-I{ROOT / 'csrc'}", arch, "-c", SOURCES / source, "-o", file)
+        said_by(home() / "bin/nvcc", *FLAGS, f"-I{ROOT / 'csrc'}", arch, "-c", SOURCES / source, "-o", file)
         usage = said_by(tool("cuobjdump"), "--dump-resource-usage", file)
         code = said_by(tool("cuobjdump"), "-sass", file)
     return sorted(_kernels(usage, code))
