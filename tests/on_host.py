@@ -41,7 +41,7 @@ def build_library() -> Path:
 
 def build_layer() -> Path:
     """A program of small kernels: layer CHECK ORDER."""
-    return _link("layer", [LAYER / "blocks.cpp", LAYER / "layer.cpp"])
+    return _link("layer", [LAYER / "blocks.cpp", *sorted(LAYER.glob("layer*.cpp"))])
 
 
 def preloaded() -> dict[str, str]:
