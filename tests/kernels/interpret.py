@@ -1,54 +1,25 @@
 """Checks of an op's Triton kernels by the interpreter, each in a process of its own: interpret.py CHECK OP DTYPE.
 
-test_interpreted.py starts it, with TRITON_INTERPRET=1.
+test_interpreted.py starts it, with TRITON_INTERPRET=1 and the folder of tests on PYTHONPATH.
 """
 
 import ctypes
-import math
 import mmap
 import sys
 from functools import partial
 
 import interpreter  # noqa: F401  corrects bfloat16 before the kernels are imported
+import kernel_checks
 import pytest
 import torch
+from kernel_checks import CONTIGUOUS, cases, light_cases
 
 import fastnest
 from fastnest.kernels import launch
-from fastnest.testing import (
-    Case,
-    as_tuple,
-    assert_close,
-    expect,
-    flat,
-    flops,
-    kernel,
-    run,
-    sample_inputs,
-    small_inputs,
-)
+from fastnest.testing import as_tuple, flat, kernel, run, small_inputs
 
-# The interpreter takes a second for about so many elements of x in rows, and multiply-adds of maps between images.
-MOST_ELEMENTS, MOST_FLOPS = 4_200, 8_000_000
-CONTIGUOUS = ("contiguous", "channels last")
+check = partial(kernel_checks.check, "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def cases(op: str) -> list[Case]:
-    """What the interpreter can take of an op's cases."""
-    return [
-        one for one in sample_inputs(op) if math.prod(one.shapes()["x"]) <= MOST_ELEMENTS and flops(one) <= MOST_FLOPS
-    ]
-
-
-def light_cases(op: str) -> list[Case]:
-    """Those of them that can be run again and again."""
-    return [one for one in cases(op) if flops(one) <= MOST_FLOPS // 8 and one.sizes["n"]]
-
-
-def check(one: Case, dtype: torch.dtype, change=None) -> None:
-    results = partial(run, one, dtype=dtype, change=change)
-    assert_close(results("triton"), expect(results), dtype, repr(one))
 
 
 def outputs_and_gradients(op: str, dtype: torch.dtype) -> None:
@@ -61,9 +32,7 @@ def outputs_and_gradients(op: str, dtype: torch.dtype) -> None:
 def repeats(op: str, dtype: torch.dtype) -> None:
     """The same bits every time."""
     for one in light_cases(op)[5::29]:
-        first, second = (run(one, "triton", dtype=dtype) for _ in range(2))
-        for name, value in first.items():
-            assert torch.equal(value, second[name]), f"{name} differs when repeated: {one!r}"
+        kernel_checks.same_bits((run(one, "triton", dtype=dtype) for _ in range(2)), one)
 
 
 def tuned(op: str, dtype: torch.dtype) -> None:
@@ -87,14 +56,7 @@ def tuned(op: str, dtype: torch.dtype) -> None:
 
 def nan_and_infinity(op: str, dtype: torch.dtype) -> None:
     """They come out where the definition has them, in the outputs and in every gradient."""
-    for value in (float("nan"), float("inf"), -float("inf")):
-
-        def change(leaves, gradients, value=value):
-            x = leaves["x"].movedim(1, -1)
-            x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
-
-        for one in [one for one in light_cases(op) if one.sizes["n"] in (3, 49, 50) and one.layout in CONTIGUOUS][::11]:
-            check(one, dtype, change)
+    kernel_checks.nan_and_infinity(op, lambda one, change: check(one, dtype, change))
 
 
 def guard_pages(op: str, dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from processes import succeeds
 
 from fastnest.testing import OPS
 
@@ -12,5 +13,4 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @pytest.mark.parametrize("words", [("ahead.py", op, target) for op in OPS for target in TARGETS], ids=" ".join)
 def test_ahead(words, processes):
-    done = processes[words].result()
-    assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+    succeeds(words, processes)

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from processes import succeeds
 
 from fastnest.testing import OPS
 
@@ -17,5 +18,4 @@ RUNS += [("interpret.py", "limits", "residual_chain", "float32")]
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
 def test_interpreted(words, processes):
-    done = processes[words].result()
-    assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+    succeeds(words, processes)

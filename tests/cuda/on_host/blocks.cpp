@@ -25,6 +25,7 @@ namespace host {
 
 Order order = Order::kFirstThreadLateCopies;
 Device device{132, 227 << 10, true};
+bool only_launch = false;
 
 namespace {
 
@@ -186,6 +187,12 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
   if (size > 1 && !device.clusters) fail("a device without clusters");
   if (grid.x % size) fail("the grid is not made of whole clusters");
   if (threads % kLanes) fail("a block is not made of whole warps");
+  if (threads > 1024) fail("more threads than a block can have");
+  if (size > 8) fail("a cluster of more blocks than every part takes");
+  if (grid.x < 1 || grid.x > 0x7fffffff) fail("a grid without blocks along x, or with too many");
+  if (std::min(grid.y, grid.z) < 1 || std::max(grid.y, grid.z) > 0xffff)
+    fail("a grid without blocks along y or z, or with too many");
+  if (only_launch) return;
   const size_t count = static_cast<size_t>(threads) * size;
   auto* stacks = static_cast<unsigned char*>(
       mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));

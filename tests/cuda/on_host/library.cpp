@@ -3,8 +3,12 @@
 
 using namespace fastnest::cuda::host;
 
-extern "C" __attribute__((visibility("default"))) void fastnest_device(int last_thread_first, int multiprocessors,
-                                                                       int shared_bytes, int clusters) {
+#define FASTNEST_EXPORT extern "C" __attribute__((visibility("default")))
+
+FASTNEST_EXPORT void fastnest_device(int last_thread_first, int multiprocessors, int shared_bytes, int clusters) {
   order = last_thread_first ? Order::kLastThreadEarlyCopies : Order::kFirstThreadLateCopies;
   device = {multiprocessors, shared_bytes, clusters != 0};
 }
+
+// Whether launches are only checked, and nothing runs.
+FASTNEST_EXPORT void fastnest_only_launch(int only) { only_launch = only != 0; }

@@ -73,6 +73,9 @@ unsigned char* shared_memory();
 // The device that launchers find.
 extern Device device;
 
+// Launches are checked, and nothing runs.
+extern bool only_launch;
+
 // Runs a kernel's blocks, a cluster at a time.
 void run(const Grid& grid, const std::function<void()>& kernel);
 

@@ -1,0 +1,58 @@
+"""What checks of kernels share that are run on the CPU, step by step: the cases they can take, and what is asked."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+from fastnest.testing import Case, Expected, Results, assert_close, expect, flops, run, sample_inputs
+
+# A second's work for about so many elements of x in rows, and multiply-adds of maps between images.
+MOST_ELEMENTS, MOST_FLOPS = 4_200, 8_000_000
+CONTIGUOUS = ("contiguous", "channels last")
+
+
+def cases(op: str) -> list[Case]:
+    """What can be taken of an op's cases."""
+    return [
+        one for one in sample_inputs(op) if math.prod(one.shapes()["x"]) <= MOST_ELEMENTS and flops(one) <= MOST_FLOPS
+    ]
+
+
+def light_cases(op: str) -> list[Case]:
+    """Those of them that can be run again and again."""
+    return [one for one in cases(op) if flops(one) <= MOST_FLOPS // 8 and one.sizes["n"]]
+
+
+def check(
+    backend: str,
+    one: Case,
+    dtype: torch.dtype,
+    change: Callable | None = None,
+    expected: Callable[[Callable], Expected] = expect,
+) -> None:
+    """A case's outputs and gradients are near those in float64."""
+
+    def results(*options) -> Results:
+        return run(one, *options, dtype=dtype, change=change)
+
+    assert_close(results(backend), expected(results), dtype, repr(one))
+
+
+def same_bits(results: Iterable[Results], what: object) -> None:
+    first, *others = results
+    for other in others:
+        for name, value in first.items():
+            assert torch.equal(value, other[name]), f"{name} differs when repeated: {what!r}"
+
+
+def nan_and_infinity(op: str, check: Callable) -> None:
+    """They come out where the definition has them, in the outputs and in every gradient; check(case, change)."""
+    for value in (float("nan"), float("inf"), -float("inf")):
+
+        def change(leaves, gradients, value=value):
+            x = leaves["x"].movedim(1, -1)
+            x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
+
+        for one in [one for one in light_cases(op) if one.sizes["n"] in (3, 49, 50) and one.layout in CONTIGUOUS][::11]:
+            check(one, change)
