@@ -1,5 +1,7 @@
 import re
 import threading
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import fastnest
 from fastnest import _backend
 from fastnest._backend import asked, choice, installed, measured
 from fastnest.functional import residual_chain
+from fastnest.ops.residual_chain import cuda_limit
+from fastnest.reference.residual_chain import Inputs
 
 # Those that take the CPU tensors of these tests.
 AVAILABLE = [name for name in ("reference", "cpp") if fastnest.backends()[name] == "available"]
@@ -158,13 +162,17 @@ def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
         assert choice.choose("residual_chain", x) == "triton"
 
 
-def on_a_gpu(monkeypatch, capability=(9, 0), codes=("sm_90a", "compute_90"), ops=("residual_chain",)) -> torch.Tensor:
+def on_a_gpu(
+    monkeypatch, capability=(9, 0), codes=("sm_90a", "compute_90"), ops=("residual_chain",), kib=227
+) -> torch.Tensor:
     """As on a GPU with Triton and the kernels in CUDA C++ of some ops: a tensor that says it is there."""
     monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", True)
     monkeypatch.setattr(installed, "CUDA_CODES", codes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    properties = SimpleNamespace(major=capability[0], shared_memory_per_block_optin=kib * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     names = [f"{op}_{way}" for op in ops for way in ("forward", "backward")]
     monkeypatch.setattr(installed, "_registered", lambda name: ("cpp", "cuda") if name in names else ("cpp",))
     with FakeTensorMode():
@@ -247,6 +255,28 @@ def test_cuda_runs_where_triton_cannot(monkeypatch):
     assert choose("batch_stats", x)[0] == "reference"
 
 
+@pytest.mark.parametrize(
+    ("capability", "kib", "dtype", "k", "m", "why"),
+    [
+        ((9, 0), 227, torch.float32, 192, 8192, None),
+        ((9, 0), 227, torch.float32, 193, 5, "up to 192 bottleneck features and a width of 8192, got 193 and 5"),
+        ((8, 0), 163, torch.bfloat16, 128, 1024, None),
+        ((8, 0), 163, torch.bfloat16, 64, 1025, "up to 128 bottleneck features and a width of 1024, got 64 and 1025"),
+        ((8, 9), 99, torch.float16, 64, 1024, None),
+        ((8, 9), 99, torch.float32, 64, 64, "float32 needs more shared memory than this GPU's 99 KiB"),
+    ],
+)
+def test_cuda_takes_what_the_gpu_has_room_for(monkeypatch, capability, kib, dtype, k, m, why):
+    x = on_a_gpu(monkeypatch, capability, ("sm_80", "sm_90a"), kib=kib).to(dtype)
+    inputs = Inputs(x, torch.empty(2, k, m, device="meta"), *[None] * 6)
+    with fastnest.backend("cuda"):
+        if why is None:
+            assert choose("residual_chain", x, None, partial(cuda_limit, inputs))[0] == "cuda"
+        else:
+            with pytest.raises(RuntimeError, match=re.escape(why)):
+                choice.choose("residual_chain", x, None, partial(cuda_limit, inputs))
+
+
 def test_forcing_cuda(monkeypatch):
     x = on_a_gpu(monkeypatch)
     with fastnest.backend("cuda"):
@@ -266,13 +296,17 @@ def test_forcing_cuda(monkeypatch):
 def test_the_choice_on_a_gpu_is_no_graph_break(faster, monkeypatch):
     x = on_a_gpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # which torch.compile asks, too
-    for module, name in (installed, "_registered"), (torch.cuda, "get_device_capability"):  # which it does not trace
+    untraced = (installed, "_registered"), (torch.cuda, "get_device_capability"), (torch.cuda, "get_device_properties")
+    for module, name in untraced:
         monkeypatch.setattr(module, name, torch.compiler.disable(getattr(module, name)))
     rows = [measured.Row("residual_chain", torch.float32, sizes, "") for sizes in faster]
     monkeypatch.setattr(measured, "ROWS", tuple(rows))
 
+    def limit(m, room):
+        return None if room.clusters and m * 1024 < room.shared_bytes else "no room"
+
     def numbered(x):
-        name = choice.choose("residual_chain", x, None, None, n=x.shape[0], m=5)
+        name = choice.choose("residual_chain", x, None, partial(limit, x.shape[1]), n=x.shape[0], m=5)
         return x.new_empty(["reference", "triton", "cuda"].index(name))
 
     with FakeTensorMode():

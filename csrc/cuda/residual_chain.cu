@@ -39,6 +39,8 @@ int cluster_of(const Device& device, int64_t tiles) {
   return cluster == 1 || (device.clusters && cluster <= kMostBlocksInCluster) ? cluster : 0;
 }
 
+constexpr const char* kNoRoom = "residual_chain: no room in shared memory for so many features";
+
 // Launches the kernel of shape S for rows that blocks hold wholly or in clusters, if there is room for it.
 template <class S, class Kernel, class Io>
 const char* launch_rows(Kernel* kernel, const Device& device, const ResidualChain& chain, const Io& io, int buffers,
@@ -46,7 +48,7 @@ const char* launch_rows(Kernel* kernel, const Device& device, const ResidualChai
   const int cluster = cluster_of(device, divide_up(chain.m, S::kColumns));
   if (cluster == 0) return "residual_chain: m is too large for this GPU";
   const auto layout = ResidualShared::of<S>(chain, buffers, cluster, device.shared_bytes);
-  if (layout.bytes > device.shared_bytes) return "residual_chain: no room for so many features";
+  if (layout.bytes > device.shared_bytes) return kNoRoom;
   const Grid grid{divide_up(chain.n, S::kRows) * cluster, S::kThreads, layout.bytes, cluster};
   return launch(kernel, grid, stream, chain, io, layout, cluster);
 }
@@ -62,12 +64,22 @@ bool few_rows(const Device& device, const ResidualChain& chain) {
 template <class P>
 const char* forward(const ResidualChain& chain, const ResidualForward& io, void* stream) {
   const Device device = current_device();
-  const auto run = [&]<class S>(S) {
-    return launch_rows<S>(residual_forward_kernel<S>, device, chain, io, chain.layers(), stream);
+  // The first shape that there is room for.
+  const auto run = [&]<class... S>(S...) {
+    const char* error = kNoRoom;
+    const auto attempt = [&]<class Shape>(Shape) {
+      if (error != kNoRoom) return;
+      error = launch_rows<Shape>(residual_forward_kernel<Shape>, device, chain, io, chain.layers(), stream);
+    };
+    (attempt(S()), ...);
+    return error;
   };
-  using Narrow = ResidualShape<P, kTall<P>, 4, 1, kWidePass<P>>;
-  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) return run(Narrow());
-  if (chain.m <= 256) return run(ResidualShape<P, kTall<P>, 4, 2, kWidePass<P>>());
+  using T = typename P::Element;
+  // Features at a time: 32 of what takes four bytes, or where there is less room.
+  constexpr int kPass = sizeof(T) == 2 ? 64 : 32;
+  using Narrow = ResidualShape<P, kTall<P>, 4, 1, kPass>;
+  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) return run(Narrow(), ResidualShape<P, kTall<P>, 4, 1, 32>());
+  if (chain.m <= 256) return run(ResidualShape<P, kTall<P>, 4, 2, kPass>(), ResidualShape<P, kTall<P>, 4, 2, 32>());
   if (chain.m <= 512) return run(ResidualShape<P, kTall<P>, 4, 4, 32>());
   return run(ResidualShape<P, kTall<P>, 8, 4, 32>());
 }

@@ -4,13 +4,14 @@ from torch.cuda import device_of  # the block's kernels are launched on the GPU 
 
 from .asked import Choice, asking, logging_choices, note
 from .choice import backend, choose, reads_channels_last_weights, why_no_kernel
-from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, backends, registered
+from .installed import _C, CPP_IS_BUILT, TRITON_IS_INSTALLED, Room, backends, registered
 
 __all__ = [
     "CPP_IS_BUILT",
     "TRITON_IS_INSTALLED",
     "_C",
     "Choice",
+    "Room",
     "asking",
     "backend",
     "backends",

@@ -1,5 +1,6 @@
 """The choice: by device, dtype, what is built and installed, and what a thread asks for."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -13,15 +14,19 @@ from .installed import (
     CPP_IS_BUILT,
     CPP_MISSING,
     TRITON_IS_INTERPRETED,
+    Room,
     backends,
     registered,
+    room_on_gpu,
     why_no_cuda,
     why_no_triton,
 )
 from .measured import why_cuda
 
 WRITTEN_IN = {"triton": "Triton", "cuda": "CUDA C++"}
-Limits = dict[str, str | None]  # backend -> why its kernels cannot take a call for its sizes
+# Why kernels cannot take a call for its sizes; those in CUDA C++, given the room that they have on the GPU.
+CudaLimit = Callable[[Room], str | None]
+Limits = dict[str, str | CudaLimit | None]
 
 
 def backend(name: str) -> AbstractContextManager:
@@ -52,7 +57,8 @@ def _why_not(name: str, op: str | None, x: Tensor, limits: Limits) -> str | None
         return f"{x.dtype} is computed exactly, by the reference; the kernels take float32, bfloat16 and float16"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through the reference"
-    return limits.get(name)
+    limit = limits.get(name)
+    return limit(room_on_gpu(x.get_device())) if callable(limit) else limit
 
 
 def _why_not_here(name: str, op: str | None, x: Tensor) -> str | None:
@@ -80,7 +86,9 @@ def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
     return _why_not("triton" if x.is_cuda else "cpp", None, x, {})
 
 
-def choose(op: str, x: Tensor, triton_limit: str | None = None, cuda_limit: str | None = None, **sizes: int) -> str:
+def choose(
+    op: str, x: Tensor, triton_limit: str | None = None, cuda_limit: CudaLimit | None = None, **sizes: int
+) -> str:
     """The backend that runs `op` for x and other tensors of its dtype and device.
 
     triton_limit, cuda_limit: why its kernels, where there are some, cannot take this call for its sizes. sizes: by

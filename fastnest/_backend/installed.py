@@ -4,6 +4,7 @@ import os
 import re
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,13 @@ TRITON_IS_INSTALLED = find_spec("triton") is not None
 TRITON_IS_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 OLDEST_GPU = (8, 0)  # compute capability: the first with bfloat16
 KEYS = {"cpp": "CPU", "cuda": "CUDA"}
+
+
+class Room(NamedTuple):
+    """What the blocks of a kernel have on a GPU: bytes of shared memory each, and whether several can share theirs."""
+
+    shared_bytes: int
+    clusters: bool
 
 
 def backends() -> dict[str, str]:
@@ -72,6 +80,13 @@ def why_no_cuda(index: int, op: str | None = None) -> str | None:
     if op is not None and not all("cuda" in registered(f"{op}_{way}") for way in ("forward", "backward")):
         return f"no kernels in CUDA C++ for {op}"
     return _why_not_this_gpu(index) or _why_no_code(torch.cuda.get_device_capability(index))
+
+
+@torch.compiler.assume_constant_result
+def room_on_gpu(index: int) -> Room:
+    """What kernels in CUDA C++ find on a GPU."""
+    properties = torch.cuda.get_device_properties(index)
+    return Room(properties.shared_memory_per_block_optin, properties.major >= 9)
 
 
 def _why_not_this_gpu(index: int) -> str | None:

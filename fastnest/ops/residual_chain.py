@@ -1,5 +1,8 @@
 """residual_chain: L bottleneck residual blocks on rows as one op."""
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from .. import _backend
@@ -20,7 +23,8 @@ from .arguments import (
 
 OP = "residual_chain"
 MOST_FEATURES = 128  # in Triton: of a block that a multiprocessor has room for
-MOST_IN_CUDA = {"k": 256, "m": 2048}
+# In CUDA C++: the width of a block of threads, of which a cluster has 8; and the most features by what room they have.
+CUDA_WIDTH, CUDA_CLUSTER = 1024, 8
 
 
 def check(inputs: Inputs, activation: str, return_features: bool) -> None:
@@ -64,12 +68,17 @@ def triton_limit(k: int) -> str | None:
     return f"on a GPU, the kernels take up to {MOST_FEATURES} bottleneck features, got {k}"
 
 
-def cuda_limit(k: int, m: int) -> str | None:
-    """Why the kernels in CUDA C++ cannot take these sizes."""
-    if k <= MOST_IN_CUDA["k"] and m <= MOST_IN_CUDA["m"]:
+def cuda_limit(inputs: Inputs, room: _backend.Room) -> str | None:
+    """Why the kernels in CUDA C++ cannot take these sizes on a GPU."""
+    _, k, m = inputs.down.shape
+    kib = room.shared_bytes // 1024
+    most = 192 if kib >= 227 else 128 if kib >= 163 else 64
+    width = CUDA_WIDTH * (CUDA_CLUSTER if room.clusters else 1)
+    if kib < 163 and inputs.x.dtype is torch.float32:
+        return f"float32 needs more shared memory than this GPU's {kib} KiB"
+    if k <= most and m <= width:
         return None
-    most = "{k} bottleneck features and a width of {m}".format(**MOST_IN_CUDA)
-    return f"on a GPU, the kernels take up to {most}, got {k} and {m}"
+    return f"on this GPU, the kernels take up to {most} bottleneck features and a width of {width}, got {k} and {m}"
 
 
 def residual_chain(
@@ -124,7 +133,9 @@ def residual_chain(
         inputs = Inputs(*(cast(tensor, dtype) for tensor in inputs))
     check(inputs, activation, return_features)
     l, k, m = inputs.down.shape
-    backend = _backend.choose(OP, inputs.x, triton_limit(k), cuda_limit(k, m), n=inputs.x.shape[0], m=m, k=k, l=l)
+    backend = _backend.choose(
+        OP, inputs.x, triton_limit(k), partial(cuda_limit, inputs), n=inputs.x.shape[0], m=m, k=k, l=l
+    )
     if backend == "reference":
         y, features = reference.residual_chain_forward(*inputs, activation, pre_activation, return_features)
         return (y, features) if return_features else y

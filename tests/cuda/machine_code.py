@@ -28,8 +28,8 @@ FLAGS = "-std=c++20 -O3 --expt-relaxed-constexpr -Werror all-warnings -Xptxas -W
 TENSOR_CORE = {
     "HalfProduct<fastnest::BFloat16>": "HMMA.16816.F32.BF16",
     "HalfProduct<fastnest::Half>": "HMMA.16816.F32 ",
-    "FloatProduct<false>": "HMMA.1688.F32.TF32",
-    "FloatProduct<true>": "HMMA.1688.F32.TF32",
+    "Tf32Product": "HMMA.1688.F32.TF32",
+    "Float32Product": "HMMA.16816.F32.BF16",
 }
 COLUMNS = ("target", "kernel", "registers", "stack", "spills", "static shared", "tensor core")
 
