@@ -22,7 +22,7 @@ SAME_AS_PLAIN = " ".join(
     f"-U__CUDA_NO_{name}__"
     for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS")
 )
-FLAGS = f"-O3 -std=c++20 -Xptxas -warn-spills -Xcompiler -fvisibility=hidden {SAME_AS_PLAIN}"
+FLAGS = f"-O3 -std=c++20 --expt-relaxed-constexpr -Xptxas -warn-spills -Xcompiler -fvisibility=hidden {SAME_AS_PLAIN}"
 TOOLKIT = f"Install the CUDA toolkit >= {OLDEST[0]}.{OLDEST[1]} or set CUDA_HOME to one."
 ALONE = "FASTNEST_NO_CUDA=1 builds the C++ kernels alone."
 

@@ -1,7 +1,7 @@
 """What checks of kernels share that are run on the CPU, step by step: the cases they can take, and what is asked."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -46,13 +46,14 @@ def same_bits(results: Iterable[Results], what: object) -> None:
             assert torch.equal(value, other[name]), f"{name} differs when repeated: {what!r}"
 
 
-def nan_and_infinity(op: str, check: Callable) -> None:
+def nan_and_infinity(op: str, check: Callable, more: Sequence[Case] = ()) -> None:
     """They come out where the definition has them, in the outputs and in every gradient; check(case, change)."""
+    dense = [one for one in light_cases(op) if one.sizes["n"] in (3, 49, 50) and one.layout in CONTIGUOUS]
     for value in (float("nan"), float("inf"), -float("inf")):
 
         def change(leaves, gradients, value=value):
             x = leaves["x"].movedim(1, -1)
             x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
 
-        for one in [one for one in light_cases(op) if one.sizes["n"] in (3, 49, 50) and one.layout in CONTIGUOUS][::11]:
+        for one in [*dense[::11], *more]:
             check(one, change)

@@ -9,6 +9,7 @@ are what test_machine_code.py takes; several are compiled two at a time.
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ SOURCES = ROOT / "csrc/cuda"
 # KiB of shared memory that a block may have; the system's own 1 KiB, which is counted as static, is beside it.
 TARGETS = {"sm_80": 163, "sm_90a": 227, "sm_100a": 227}
 OF_SYSTEM = 1
-FLAGS = "-std=c++20 -O3 --expt-relaxed-constexpr -Werror all-warnings -Xptxas -Werror,-warn-spills".split()
+# Those of an installation, and every warning an error.
+FLAGS = [*runpy.run_path(str(ROOT / "csrc/toolkit.py"))["FLAGS"].split(), *"-Werror all-warnings -Xptxas -Werror".split()]
 # Which instruction multiplies tiles, by the product in a kernel's name (mma.h).
 TENSOR_CORE = {
     "HalfProduct<fastnest::BFloat16>": "HMMA.16816.F32.BF16",
