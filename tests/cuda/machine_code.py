@@ -25,7 +25,7 @@ SOURCES = ROOT / "csrc/cuda"
 TARGETS = {"sm_80": 163, "sm_90a": 227, "sm_100a": 227}
 OF_SYSTEM = 1
 # Those of an installation, and every warning an error.
-FLAGS = [*runpy.run_path(str(ROOT / "csrc/toolkit.py"))["FLAGS"].split(), *"-Werror all-warnings -Xptxas -Werror".split()]
+FLAGS = f"{runpy.run_path(str(ROOT / 'csrc/toolkit.py'))['FLAGS']} -Werror all-warnings -Xptxas -Werror".split()
 # Which instruction multiplies tiles, by the product in a kernel's name (mma.h).
 TENSOR_CORE = {
     "HalfProduct<fastnest::BFloat16>": "HMMA.16816.F32.BF16",
