@@ -1,9 +1,9 @@
-// The activation functions and their derivatives in float32, by the formulas of fastnest's reference. Which one is known
-// only when the kernel runs, in a branch that all threads take alike.
+// The activation functions and their derivatives in float32, by the formulas of fastnest's reference. Which one is
+// known only when the kernel runs, in a branch that all threads take alike.
 //
-// A thread's values are in registers, of which no loop can ask for the i-th: every function would be there once a value.
-// Of the piecewise linear ones that is one or two instructions. The others go through shared memory, where a loop can
-// run over them: `scratch`, a place of its own for every thread.
+// A thread's values are in registers, of which no loop can ask for the i-th: every function would be there once a
+// value. Of the piecewise linear ones that is one or two instructions. The others go through shared memory, where a
+// loop can run over them: `scratch`, a place of its own for every thread.
 #pragma once
 
 #include "common/activation_kind.h"
@@ -43,6 +43,18 @@ FASTNEST_DEVICE float slope(Activation activation, float z) {
   const float t = tanhf(tanh_itself ? z : (z + z * z * z * kCubic) * kSqrtTwoOverPi);
   if (tanh_itself) return 1 - t * t;
   return 0.5f * (1 + t + z * (1 - t * t) * (1 + z * z * (3 * kCubic)) * kSqrtTwoOverPi);
+}
+
+// f(z), and f'(z) d, of any function, one value at a time; of relu and identity z may be f(z).
+FASTNEST_DEVICE float activated(Activation activation, float z) {
+  if (activation == Activation::kIdentity) return z;
+  if (activation == Activation::kRelu) return z < 0 ? 0.0f : z;
+  return activation == Activation::kLeakyRelu ? (z < 0 ? z * kLeakySlope : z) : curve(activation, z);
+}
+FASTNEST_DEVICE float activated_backward(Activation activation, float d, float z) {
+  if (activation == Activation::kIdentity) return d;
+  if (activation == Activation::kRelu) return z <= 0 ? 0.0f : d;
+  return activation == Activation::kLeakyRelu ? (z > 0 ? d : d * kLeakySlope) : slope(activation, z) * d;
 }
 
 // z = function(z) for each, by a loop. scratch: kCount floats for every thread of the block.

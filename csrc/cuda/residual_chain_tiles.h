@@ -23,7 +23,8 @@ struct ResidualShape : WarpShape<Product_, kTiles_, 8 / kColumnWarps_, kColumnWa
   static constexpr int kDownPitch = pitch_of(kChunk), kUpPitch = pitch_of(kPass);
   // Behind a tile of `down`, scale and shift of its columns.
   static constexpr int kDownElements = kPass * kDownPitch + 2 * kChunk, kUpElements = kChunk * kUpPitch;
-  static constexpr int kStep = kTiles * Product_::kDepth / 2;  // elements of a thread in as many columns as a product is deep
+  static constexpr int kStep =
+      kTiles * Product_::kDepth / 2;  // elements of a thread in as many columns as a product is deep
   static constexpr int kScratch = std::max(kStep, kTiles * kOwn * 4) * kThreads;  // floats
 };
 
@@ -157,8 +158,7 @@ FASTNEST_DEVICE void apply_affine(const Place<S>& place, const ResidualChain& ch
 #pragma unroll
       for (int tile = 0; tile < S::kTiles; ++tile) {
         u[tile][j][e] = x[tile][first + j][e];
-        if (chain.scale)
-          u[tile][j][e] = u[tile][j][e] * to_float(scale[column]) + to_float(scale[S::kChunk + column]);
+        if (chain.scale) u[tile][j][e] = u[tile][j][e] * to_float(scale[column]) + to_float(scale[S::kChunk + column]);
       }
     }
 }
@@ -176,10 +176,8 @@ FASTNEST_DEVICE void add_step(const Place<S>& place, Features<S>& z, const Step<
 #pragma unroll
   for (int f = 0; f < S::kPass / 8; f += 2) {
     typename P::B features[2];
-    if constexpr (kTransposed)
-      P::load_b_transposed(features, b + column * b_pitch + f * 8, b_pitch, place.lane);
-    else
-      P::load_b(features, b + f * 8 * b_pitch + column, b_pitch, place.lane);
+    if constexpr (kTransposed) P::load_b_transposed(features, b + column * b_pitch + f * 8, b_pitch, place.lane);
+    else P::load_b(features, b + f * 8 * b_pitch + column, b_pitch, place.lane);
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
       P::add(z[tile][f], rows[tile], features[0]);
@@ -201,8 +199,7 @@ FASTNEST_DEVICE void through_mid(const Place<S>& place, OwnFeatures<S>& own, con
     typename P::B columns[2];
     if constexpr (kTransposed)
       P::load_b_transposed(columns, weight + k * weight_pitch + first * 8, weight_pitch, place.lane);
-    else
-      P::load_b(columns, weight + first * 8 * weight_pitch + k, weight_pitch, place.lane);
+    else P::load_b(columns, weight + first * 8 * weight_pitch + k, weight_pitch, place.lane);
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
       const auto rows =

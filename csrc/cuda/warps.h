@@ -5,7 +5,8 @@
 
 namespace fastnest::cuda {
 
-// Warps: kRowGroups of rows, of each kColumnWarps of columns. A warp has kTiles x 16 rows and, of every chunk of columns, 32.
+// Warps: kRowGroups of rows, of each kColumnWarps of columns. A warp has kTiles x 16 rows and, of every chunk of
+// columns, 32.
 template <class Product_, int kTiles_, int kRowGroups_, int kColumnWarps_, int kPass_>
 struct WarpShape {
   using Product = Product_;
@@ -91,10 +92,8 @@ FASTNEST_DEVICE void add_features(const Place<S>& place, Chunk<S>& d, const type
     for (int j = 0; j < 4; j += 2) {
       typename P::B columns[2];
       const int column = place.warp * 32 + j * 8;
-      if constexpr (kTransposed)
-        P::load_b_transposed(columns, b + k * b_pitch + column, b_pitch, place.lane);
-      else
-        P::load_b(columns, b + column * b_pitch + k, b_pitch, place.lane);
+      if constexpr (kTransposed) P::load_b_transposed(columns, b + k * b_pitch + column, b_pitch, place.lane);
+      else P::load_b(columns, b + column * b_pitch + k, b_pitch, place.lane);
 #pragma unroll
       for (int tile = 0; tile < S::kTiles; ++tile) {
         P::add(d[tile][j], rows[tile], columns[0]);
@@ -111,7 +110,8 @@ FASTNEST_DEVICE void complete(const Place<S>& place, const Features<S>& z, OwnFe
                               float4* sums, int turn) {
   const auto at = [&](int owner, int slot, int tile, int j) {
     return ((((owner * (S::kColumnWarps - 1) + slot) * S::kRowGroups + place.group) * S::kTiles + tile) * S::kOwn + j) *
-               32 + place.lane.index;
+               32 +
+           place.lane.index;
   };
 #pragma unroll
   for (int owner = 0; owner < S::kOwners; ++owner) {
@@ -120,7 +120,7 @@ FASTNEST_DEVICE void complete(const Place<S>& place, const Features<S>& z, OwnFe
     for (int tile = 0; tile < S::kTiles; ++tile)
 #pragma unroll
       for (int j = 0; j < S::kOwn; ++j) {
-        const float(&d)[4] = z[tile][owner * S::kOwn + j];
+        const float (&d)[4] = z[tile][owner * S::kOwn + j];
         if (owner == place.warp) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) own[(tile * S::kOwn + j) * 4 + e] = d[e];
