@@ -49,13 +49,10 @@ class Ring {
   }
 
   // The next tile, there for all threads; the one before it is not read any more. A barrier.
-  FASTNEST_DEVICE const T* next() {
-    if (count_ == 4)
-      wait_for_copies<2>();
-    else if (count_ == 3)
-      wait_for_copies<1>();
-    else
-      wait_for_copies<0>();
+  FASTNEST_DEVICE T* next() {
+    if (count_ == 4) wait_for_copies<2>();
+    else if (count_ == 3) wait_for_copies<1>();
+    else wait_for_copies<0>();
     __syncthreads();
     const int now = at_;
     at_ = now + 1 == count_ ? 0 : now + 1;
