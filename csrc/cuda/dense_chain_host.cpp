@@ -3,7 +3,10 @@
 #include <vector>
 
 #include "cuda/dense_chain.h"
+#include "cuda/gradients.h"
+#include "cuda/launch.h"
 #include "cuda/precision.h"
+#include "cuda/row_products.h"
 #include "cuda/tensor.h"
 
 namespace fastnest::cuda {
@@ -64,8 +67,147 @@ std::tuple<Tensor, Tensor> forward(Tensor x, List weight, List bias, List hidden
   return {y, hidden};
 }
 
+// Tensors like those of a list, and where in packed sums the values of each begin.
+struct Gradients {
+  List tensors;
+  std::vector<Target> targets;
+  int64_t total = 0;
+
+  explicit Gradients(const List& like) {
+    for (const Tensor& one : like) {
+      tensors.push_back(torch::stable::empty_like(one));
+      targets.push_back({tensors.back().mutable_data_ptr(), total, one.numel()});
+      total += one.numel();
+    }
+  }
+  // Writes them, given slices [count, ..., size] of the packed sums.
+  void add(Element element, const float* slices, int count, int64_t size, void* stream) const {
+    check_launch(add_slices_to(element, targets.data(), targets.size(), slices, count, size, stream));
+  }
+};
+
+// The gradients of weights: sums over rows of dz [n, columns of all blocks] times f(scale b + shift).
+template <class Product>
+void write_products(Gradients& gradients, RowProducts all, const Tensor& like, size_t blocks, const Product& product,
+                    void* stream) {
+  all.splits = row_products_splits(all.element, all.n, gradients.total);
+  all.total = gradients.total;
+  Tensor slices = empty_like(like, {all.splits, all.total}, ScalarType::Float);
+  all.slices = static_cast<float*>(slices.mutable_data_ptr());
+  for (size_t i = 0; i < blocks; ++i) {
+    all.product[all.count] = product(i);
+    all.product[all.count++].out = gradients.targets[i].begin;
+    if (all.count < kProductsInLaunch && i + 1 < blocks) continue;
+    check_launch(row_products(all, stream));
+    all.count = 0;
+  }
+  gradients.add(all.element, all.slices, all.splits, all.total, stream);
+}
+
+// The gradients of biases: sums of dz [n, total] over rows.
+void write_sums(Gradients& gradients, Element element, const Tensor& dz, void* stream) {
+  constexpr int64_t kRows = 64, kMost = 128;  // that a slice should have at least; slices
+  if (gradients.total == 0) return;
+  const int count = static_cast<int>(std::min(divide_up(dz.size(0), kRows), kMost));
+  Tensor slices = empty_like(dz, {count, gradients.total}, ScalarType::Float);
+  auto* const data = static_cast<float*>(slices.mutable_data_ptr());
+  check_launch(slice_rows(element, dz.const_data_ptr(), dz.size(1), dz.size(0), data, count, gradients.total, stream));
+  gradients.add(element, data, count, gradients.total, stream);
+}
+
+std::tuple<Tensor, List, List, List, List, List, List> backward(Tensor dy, Tensor y, Tensor hidden, List weight,
+                                                                List bias, List hidden_weight, List hidden_bias,
+                                                                List scale, List shift, std::string activation,
+                                                                bool pre_activation) {
+  const int64_t m = hidden_weight.empty() ? weight[0].size(1) : hidden_weight[0].size(1);
+  const auto groups =
+      describe(y, m, weight, bias, hidden_weight, hidden_bias, scale, shift, activation, pre_activation);
+  const DenseChain& chain = groups[0].chain;
+  const Element element = chain.element;
+  const auto type = y.scalar_type();
+  Gradients dweight(weight), dbias(bias), dhidden_weight(hidden_weight), dhidden_bias(hidden_bias), dscale(scale),
+      dshift(shift);
+  Tensor dx = empty_like(y, {chain.n, m}, type);
+  if (chain.n == 0) {
+    for (Gradients* of : {&dweight, &dbias, &dhidden_weight, &dhidden_bias, &dscale, &dshift})
+      for (Tensor& one : of->tensors) torch::stable::zero_(one);
+    return {dx,
+            dweight.tensors,
+            dbias.tensors,
+            dhidden_weight.tensors,
+            dhidden_bias.tensors,
+            dscale.tensors,
+            dshift.tensors};
+  }
+  void* const stream = current_stream(y.get_device_index());
+  Tensor dz = empty_like(y, {chain.n, chain.width - chain.in}, type);
+  Tensor dz_hidden = empty_like(y, {chain.n, chain.hidden}, type);
+  const int slices = chain.affine ? dense_chain_affine_slices(chain.n) : 0;
+  Tensor daffine = zeros_like(y, {slices, 2, dscale.total}, ScalarType::Float);
+
+  DenseBackward io{};
+  io.dy = dy.const_data_ptr(), io.dy_stride = dy.stride(0);
+  io.y = y.const_data_ptr(), io.hidden = hidden.const_data_ptr();
+  io.dz = dz.mutable_data_ptr(), io.dz_hidden = dz_hidden.mutable_data_ptr();
+  io.daffine = static_cast<float*>(daffine.mutable_data_ptr());
+  io.affine_columns = dscale.total, io.slices = slices;
+  List between;  // the gradient of what one launch's blocks read, for those of the next
+  for (auto group = groups.rbegin(); group != groups.rend(); ++group) {
+    io.dx_is_float = group + 1 != groups.rend();
+    between.push_back(io.dx_is_float ? empty_like(y, {chain.n, group->chain.begin()}, ScalarType::Float) : dx);
+    io.dx = between.back().mutable_data_ptr();
+    check_launch(dense_chain_backward(group->chain, io, stream));
+    io.dy = io.dx, io.dy_stride = group->chain.begin(), io.dy_is_float = true;
+  }
+
+  const auto block = [&](size_t i) -> const DenseBlock& {
+    return groups[i / kBlocksInLaunch].chain.block[i % kBlocksInLaunch];
+  };
+  RowProducts products{};
+  products.element = element, products.tf32 = chain.tf32, products.n = chain.n;
+  const auto of_prefix = [&](Gradients& gradients, const Tensor& of, bool is_hidden) {
+    products.f = chain.before();
+    products.a = of.const_data_ptr(), products.a_stride = of.size(1);
+    products.b = y.const_data_ptr(), products.b_stride = chain.width;
+    write_products(
+        gradients, products, y, weight.size(),
+        [&](size_t i) -> RowProduct {
+          const DenseBlock& one = block(i);
+          return {is_hidden ? one.hidden_before : one.m - chain.in, 0, 0, one.scale, one.shift, one.wide(), one.m};
+        },
+        stream);
+  };
+  if (hidden_weight.empty()) {
+    of_prefix(dweight, dz, false);
+  } else {
+    of_prefix(dhidden_weight, dz_hidden, true);
+    products.f = chain.activation;
+    products.a = dz.const_data_ptr(), products.a_stride = dz.size(1);
+    products.b = hidden.const_data_ptr(), products.b_stride = chain.kept();
+    write_products(
+        dweight, products, y, weight.size(),
+        [&](size_t i) -> RowProduct {
+          const DenseBlock& one = block(i);
+          return {one.m - chain.in, chain.kept_before(one), 0, nullptr, nullptr, one.d, one.h};
+        },
+        stream);
+  }
+  write_sums(dbias, element, dz, stream);
+  write_sums(dhidden_bias, element, dz_hidden, stream);
+  if (chain.affine) {
+    for (Target& target : dshift.targets) target.begin += dscale.total;
+    dscale.add(element, io.daffine, slices, 2 * dscale.total, stream);
+    dshift.add(element, io.daffine, slices, 2 * dscale.total, stream);
+  }
+  return {
+      dx, dweight.tensors, dbias.tensors, dhidden_weight.tensors, dhidden_bias.tensors, dscale.tensors, dshift.tensors};
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastnest, FASTNEST_GPU, m) { m.impl("dense_chain_forward", TORCH_BOX(&forward)); }
+STABLE_TORCH_LIBRARY_IMPL(fastnest, FASTNEST_GPU, m) {
+  m.impl("dense_chain_forward", TORCH_BOX(&forward));
+  m.impl("dense_chain_backward", TORCH_BOX(&backward));
+}
 
 }  // namespace fastnest::cuda
