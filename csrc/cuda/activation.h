@@ -45,11 +45,16 @@ FASTNEST_DEVICE float slope(Activation activation, float z) {
   return 0.5f * (1 + t + z * (1 - t * t) * (1 + z * z * (3 * kCubic)) * kSqrtTwoOverPi);
 }
 
-// f(z) of any.
-FASTNEST_DEVICE float activate(Activation activation, float z) {
+// f(z), and f'(z) d, of any function, one value at a time; of relu and identity z may be f(z).
+FASTNEST_DEVICE float activated(Activation activation, float z) {
+  if (activation == Activation::kIdentity) return z;
   if (activation == Activation::kRelu) return z < 0 ? 0.0f : z;
-  if (activation == Activation::kLeakyRelu) return z < 0 ? z * kLeakySlope : z;
-  return activation == Activation::kIdentity ? z : curve(activation, z);
+  return activation == Activation::kLeakyRelu ? (z < 0 ? z * kLeakySlope : z) : curve(activation, z);
+}
+FASTNEST_DEVICE float activated_backward(Activation activation, float d, float z) {
+  if (activation == Activation::kIdentity) return d;
+  if (activation == Activation::kRelu) return z <= 0 ? 0.0f : d;
+  return activation == Activation::kLeakyRelu ? (z > 0 ? d : d * kLeakySlope) : slope(activation, z) * d;
 }
 
 // z = function(z) for each, by a loop. scratch: kCount floats for every thread of the block.

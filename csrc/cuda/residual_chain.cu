@@ -5,9 +5,7 @@
 
 #include "cuda/residual_chain_backward.h"
 #include "cuda/residual_chain_forward.h"
-#include "cuda/residual_chain_mid.h"
 #include "cuda/residual_chain_weights.h"
-#include "cuda/sums.h"
 
 namespace fastnest::cuda {
 namespace {
@@ -102,11 +100,7 @@ const char* sum_weights(const Device& device, const ResidualChain& chain, const 
   const auto layout = WeightsShared::of<S>(chain, device.shared_bytes);
   Grid grid{divide_up(chain.m, S::kChunk), S::kThreads, layout.bytes};
   grid.y = io.slices;
-  const char* const error = launch(residual_weights_kernel<S>, grid, stream, chain, io, layout);
-  if (error || !chain.mid) return error;
-  Grid of_mid{chain.l, S::kThreads, mid_shared_bytes<S>()};
-  of_mid.y = io.slices;
-  return launch(residual_mid_kernel<S>, of_mid, stream, chain, io);
+  return launch(residual_weights_kernel<S>, grid, stream, chain, io, layout);
 }
 
 }  // namespace
@@ -118,7 +112,7 @@ const char* residual_chain_forward(const ResidualChain& chain, const ResidualFor
 
 int residual_chain_slices(const ResidualChain& chain) {
   // Until two blocks run on every multiprocessor.
-  const int64_t blocks = divide_up(chain.m, 64), bytes = 4 * (int64_t{2} * chain.m + chain.k) * chain.k * chain.l;
+  const int64_t blocks = divide_up(chain.m, 64), bytes = int64_t{8} * chain.m * chain.k * chain.l;
   const int64_t wanted = divide_up(2 * current_device().multiprocessors, blocks);
   return static_cast<int>(std::max<int64_t>(1, std::min({wanted, divide_up(chain.n, 64), kMostSliceBytes / bytes})));
 }
@@ -129,30 +123,6 @@ const char* residual_chain_backward(const ResidualChain& chain, const ResidualBa
   return with_product(chain, [&]<class P>(P) {
     const char* const error = step_back<P>(device, chain, io, stream);
     return error ? error : sum_weights<P>(device, chain, io, stream);
-  });
-}
-
-const char* residual_chain_gradients(const ResidualChain& chain, const ResidualBackward& io,
-                                     const ResidualGradients& out, float* slices, int slice_count, void* stream) {
-  return with_product(chain, [&]<class P>(P) -> const char* {
-    using T = typename P::Element;
-    const int64_t l = chain.l, m = chain.m, k = chain.k, layers = chain.layers();
-    const char* error = nullptr;
-    const auto add = [&](const float* from, void* to, int64_t size) {
-      if (!error && to) error = add_slices<T>(from, to, io.slices, size, stream);
-    };
-    add(io.ddown, out.ddown, l * k * m);
-    add(io.dup, out.dup, chain.ups * m * k);
-    add(io.dmid, out.dmid, l * k * k);
-    add(io.dscale, out.dscale, l * m);
-    add(io.dshift, out.dshift, l * m);
-    const auto bias = [&](int64_t layer, void* to) {
-      const RowGroups<T> rows{static_cast<const T*>(io.dz) + layer * k, l * layers * k, k, layers * k};
-      if (!error && to) error = add_rows<T>(rows, slices, slice_count, chain.n, l * k, to, stream);
-    };
-    bias(0, out.ddown_bias);
-    bias(layers - 1, out.dmid_bias);
-    return error;
   });
 }
 

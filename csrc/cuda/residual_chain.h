@@ -48,11 +48,7 @@ struct ResidualBackward {
   void* dz;  // [n, l, layers, k]: the gradient of what each activation behind a linear map is taken of
   // Sums over rows, in slices [slices, ...] that are added later; zero at first; null where absent.
   int slices;
-  float *ddown, *dmid, *dup, *dscale, *dshift;
-};
-
-struct ResidualGradients {  // of the parameters, shaped like them; null where absent
-  void *ddown, *ddown_bias, *dmid, *dmid_bias, *dup, *dscale, *dshift;
+  float *ddown, *dup, *dscale, *dshift;
 };
 
 // Launched on `stream` of the current device. Null, or why one could not be launched.
@@ -60,8 +56,5 @@ const char* residual_chain_forward(const ResidualChain& chain, const ResidualFor
 // How many slices the backward's sums should have.
 int residual_chain_slices(const ResidualChain& chain);
 const char* residual_chain_backward(const ResidualChain& chain, const ResidualBackward& io, void* stream);
-// Adds the slices, and dz over rows by way of `slices` [slice_count, l, k].
-const char* residual_chain_gradients(const ResidualChain& chain, const ResidualBackward& io,
-                                     const ResidualGradients& out, float* slices, int slice_count, void* stream);
 
 }  // namespace fastnest::cuda

@@ -63,7 +63,7 @@ FASTNEST_DEVICE void load_features(const ResidualChain& chain, const ResidualBac
     if (first_row + row < chain.n && feature < k) {
       const int64_t at = ((first_row + row) * chain.l + block) * layers + layers - 1;
       value = to_float(static_cast<const T*>(io.hidden)[at * k + feature]);
-      if (!saved_value) value = activate(chain.activation, value);
+      if (!saved_value) value = activated(chain.activation, value);
     }
     v[row * pitch + feature] = from_float<T>(value);
   }

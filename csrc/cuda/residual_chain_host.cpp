@@ -1,7 +1,7 @@
 // residual_chain for NVIDIA GPUs: the host side on tensors | registration.
+#include "cuda/gradients_host.h"
 #include "cuda/precision.h"
 #include "cuda/residual_chain.h"
-#include "cuda/tensor.h"
 
 namespace fastnest::cuda {
 namespace {
@@ -54,43 +54,61 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
     std::optional<Tensor> scale, std::optional<Tensor> shift, std::string activation, bool pre_activation) {
   const OnGpu gpu(x.get_device_index());
   const ResidualChain chain = describe(x, down, down_bias, mid, mid_bias, up, scale, shift, activation, pre_activation);
-  const auto type = x.scalar_type();
-  const int64_t l = chain.l, m = chain.m, k = chain.k;
+  const Element element = chain.element;
+  const int64_t n = chain.n, l = chain.l, m = chain.m, k = chain.k, layers = chain.layers();
+  const auto listed = [](const std::optional<Tensor>& one) { return one ? List{*one} : List{}; };
+  Gradients ddown({down}), ddown_bias(listed(down_bias), l), dmid(listed(mid), l), dmid_bias(listed(mid_bias), l),
+      dup({up}), dscale(listed(scale)), dshift(listed(shift));
+  Tensor dx = empty_like(x, {n, m}, x.scalar_type());
+  const auto result = [&] {
+    const auto first = [&](Gradients& of) {
+      return of.tensors.empty() ? empty_like(x, {0}, x.scalar_type()) : of.tensors[0];
+    };
+    return std::tuple(dx, first(ddown), first(ddown_bias), first(dmid), first(dmid_bias), first(dup), first(dscale),
+                      first(dshift));
+  };
+  if (n == 0) {
+    for (Gradients* of : {&ddown, &ddown_bias, &dmid, &dmid_bias, &dup, &dscale, &dshift}) of->zero();
+    return result();
+  }
+  Tensor dz = empty_like(x, {n, l * layers * k}, x.scalar_type());
   const int slices = residual_chain_slices(chain);
-  // Gradients, or zeros where there are no rows to sum over.
-  const auto like = [&](const std::optional<Tensor>& parameter, std::initializer_list<int64_t> sizes) {
-    if (!parameter) return empty_like(x, {0}, type);
-    return chain.n ? empty_like(x, sizes, type) : zeros_like(x, sizes, type);
-  };
-  const auto sums = [&](bool wanted, int64_t size) {
-    return zeros_like(x, {wanted ? slices * size : 0}, ScalarType::Float);
-  };
-  Tensor dx = empty_like(x, {chain.n, m}, type), dz = empty_like(x, {chain.n, l, chain.layers(), k}, type);
-  Tensor ddown = like(down, {l, k, m}), ddown_bias = like(down_bias, {l, k}), dmid = like(mid, {l, k, k}),
-         dmid_bias = like(mid_bias, {l, k}), dup = like(up, {chain.ups, m, k}), dscale = like(scale, {l, m}),
-         dshift = like(shift, {l, m});
-  if (chain.n == 0) return {dx, ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift};
-  Tensor down_sums = sums(true, l * k * m), mid_sums = sums(chain.mid, l * k * k),
-         up_sums = sums(true, chain.ups * m * k), scale_sums = sums(chain.scale, l * m),
-         shift_sums = sums(chain.scale, l * m);
-  const auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
-  const auto floats = [&](Tensor& t) { return static_cast<float*>(data(t)); };
+  const auto sums = [&](const Gradients& of) { return zeros_like(x, {slices, of.total}, ScalarType::Float); };
+  Tensor down_sums = sums(ddown), up_sums = sums(dup), scale_sums = sums(dscale), shift_sums = sums(dshift);
+  const auto floats = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<float>() : nullptr; };
   ResidualBackward io{};
   io.dy = data_or_null(dy), io.dy_stride = dy ? dy->stride(0) : 0;
   io.dfeatures = data_or_null(dfeatures);
   io.x = x.const_data_ptr(), io.x_stride = x.stride(0);
-  io.stream = static_cast<const float*>(stream.const_data_ptr());
+  io.stream = stream.const_data_ptr<float>();
   io.hidden = hidden.const_data_ptr();
   io.dx = dx.mutable_data_ptr(), io.dz = dz.mutable_data_ptr();
   io.slices = slices;
-  io.ddown = floats(down_sums), io.dmid = floats(mid_sums), io.dup = floats(up_sums);
-  io.dscale = floats(scale_sums), io.dshift = floats(shift_sums);
-  const ResidualGradients out{data(ddown), data(ddown_bias), data(dmid),  data(dmid_bias),
-                              data(dup),   data(dscale),     data(dshift)};
+  io.ddown = floats(down_sums), io.dup = floats(up_sums), io.dscale = floats(scale_sums),
+  io.dshift = floats(shift_sums);
   check_launch(residual_chain_backward(chain, io, gpu.stream));
-  Tensor rows = empty_like(x, {slices, l, k}, ScalarType::Float);
-  check_launch(residual_chain_gradients(chain, io, out, floats(rows), slices, gpu.stream));
-  return {dx, ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift};
+
+  const std::pair<Gradients*, float*> summed[] = {
+      {&ddown, io.ddown}, {&dup, io.dup}, {&dscale, io.dscale}, {&dshift, io.dshift}};
+  for (const auto& [of, from] : summed) of->add(element, from, slices, of->total, gpu.stream);
+  if (mid) {
+    RowProducts products{};
+    products.element = element, products.tf32 = chain.tf32, products.n = n, products.f = chain.activation;
+    products.a = io.dz, products.b = io.hidden, products.a_stride = products.b_stride = l * 2 * k;
+    write_products(
+        dmid, products, x, l,
+        [&](size_t i) -> RowProduct {
+          const auto first = static_cast<int64_t>(i) * 2 * k;
+          return {first + k, first, 0, nullptr, nullptr, chain.k, chain.k};
+        },
+        gpu.stream);
+  }
+  // dz of a block: of the first linear map, then of the last one.
+  for (Gradients* of : {&ddown_bias, &dmid_bias})
+    for (size_t i = 0; i < of->targets.size(); ++i)
+      of->targets[i].begin = (static_cast<int64_t>(i) * layers + (of == &dmid_bias)) * k;
+  write_sums({&ddown_bias, &dmid_bias}, element, dz, gpu.stream);
+  return result();
 }
 
 }  // namespace

@@ -124,7 +124,7 @@ FASTNEST_DEVICE void activate_rows(Activation activation, typename S::T* rows) {
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kPass; i += S::kThreads) {
     auto* const at = rows + i / S::kPass * S::kUpPitch + i % S::kPass;
-    *at = from_float<typename S::T>(activate(activation, to_float(*at)));
+    *at = from_float<typename S::T>(activated(activation, to_float(*at)));
   }
 }
 

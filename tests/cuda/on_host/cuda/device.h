@@ -25,6 +25,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define FASTNEST_DEVICE inline
 #define FASTNEST_SHARED(name) unsigned char* const name = fastnest::cuda::host::shared_memory()
 
