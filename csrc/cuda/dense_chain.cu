@@ -7,7 +7,7 @@
 namespace fastnest::cuda {
 namespace {
 
-constexpr int kBackwardRows = 64;
+constexpr int kFewestRows = 16;  // of a tile
 
 // Whether tiles of `rows` leave no multiprocessor idle.
 bool fills(const Device& device, int64_t n, int64_t rows) { return divide_up(n, rows) >= device.multiprocessors; }
@@ -37,15 +37,25 @@ const char* forward_of(const DenseChain& chain, const DenseForward& io, void* st
 }
 
 // With scale and shift as many blocks as there are slices share the rows, else each has a tile.
-template <class P>
-const char* backward_of(const DenseChain& chain, const DenseBackward& io, void* stream) {
-  using S = DenseShape<P, 2, 2>;
-  static_assert(S::kRows == kBackwardRows);
-  const Device device = current_device();
-  const auto layout = DenseBackwardShared::of<S>(chain, device.shared_bytes);
-  if (layout.bytes > device.shared_bytes) return "dense_chain_backward: no room in shared memory";
+template <class S>
+const char* backward(const DenseChain& chain, const DenseBackward& io, const DenseBackwardShared& layout,
+                     void* stream) {
   const Grid grid{chain.affine ? io.slices : divide_up(chain.n, S::kRows), S::kThreads, layout.bytes};
   return launch(dense_backward_kernel<S>, grid, stream, chain, io, layout);
+}
+
+template <class P>
+const char* backward_of(const DenseChain& chain, const DenseBackward& io, void* stream) {
+  using Many = DenseShape<P, 2, 2>;
+  using Few = DenseShape<P, 1, 1>;
+  static_assert(Few::kRows == kFewestRows);
+  const Device device = current_device();
+  const auto many = DenseBackwardShared::of<Many>(chain, device.shared_bytes);
+  if (many.bytes <= device.shared_bytes && fills(device, chain.n, Many::kRows))
+    return backward<Many>(chain, io, many, stream);
+  const auto few = DenseBackwardShared::of<Few>(chain, device.shared_bytes);
+  if (few.bytes > device.shared_bytes) return "dense_chain_backward: no room in shared memory";
+  return backward<Few>(chain, io, few, stream);
 }
 
 }  // namespace
@@ -70,7 +80,7 @@ const char* dense_chain_backward(const DenseChain& chain, const DenseBackward& i
 }
 
 int dense_chain_affine_slices(int64_t n) {
-  const int64_t tiles = divide_up(n, kBackwardRows), most = 2 * current_device().multiprocessors;
+  const int64_t tiles = divide_up(n, kFewestRows), most = 2 * current_device().multiprocessors;
   return static_cast<int>(tiles < most ? tiles : most);
 }
 

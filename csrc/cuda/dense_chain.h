@@ -11,12 +11,12 @@ namespace fastnest::cuda {
 // Blocks that one launch takes, alike or not: their parameters are the kernel's, which may have 4 KB.
 constexpr int kBlocksInLaunch = 48;
 
-// How wide the forward's prefix can be: 16 rows of it stay in shared memory, with at most `h` hidden features beside.
-// most_features(shared bytes that a block may have, bytes of an element) >= columns of y + the most h.
+// Columns of y and the most hidden features, together, that there is room for: 16 rows of both stay in shared memory,
+// of which a block may have so many bytes. What the backward keeps there is less.
 constexpr int64_t most_features(int64_t shared_bytes, int64_t element_bytes) {
-  constexpr int64_t kRows = 16, kPadding = 2 * (8 + 15);
+  constexpr int64_t kRows = 16, kPadding = 2 * (8 + 31);
   // Two tiles of weights and two of f(scale x + shift), [32, 136] and [16, 136]; sums on their way and scratch.
-  const int64_t others = (2 * 32 + 2 * kRows) * 136 * element_bytes + (3 * kRows * 32 + kRows * 32) * 4;
+  const int64_t others = (2 * 32 + 2 * kRows) * 136 * element_bytes + (3 + 1) * kRows * 32 * 4;
   return (shared_bytes - others) / (kRows * element_bytes) - kPadding;
 }
 

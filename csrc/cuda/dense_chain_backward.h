@@ -2,7 +2,8 @@
 // block's product dz W is added to the chunk's gradient, in registers in float32, until the block's own growth is
 // whole. A tile of rows reads dy and y once and writes dz (and dz_hidden) and dx once: with r outputs of a block's
 // first linear map, n (2 m_L + m + sum of d and h) e bytes. What a chunk has from later blocks' dz comes back through
-// L2 with the weights, r x 64 rows for r x 128 weights, so that no width is too large. No sum is split between warps.
+// L2 with the weights, r x 64 rows (or 16) for r x 128 weights, so that m_L has no limit. No sum is split between
+// warps.
 //
 // With scale and shift the product passes through shared memory, where sums over the tile's rows of their gradients are
 // taken; they go to slices, one for each block of threads, which then shares out tiles.
