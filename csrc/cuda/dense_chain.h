@@ -11,15 +11,6 @@ namespace fastnest::cuda {
 // Blocks that one launch takes, alike or not: their parameters are the kernel's, which may have 4 KB.
 constexpr int kBlocksInLaunch = 48;
 
-// Columns of y and the most hidden features, together, that there is room for: 16 rows of both stay in shared memory,
-// of which a block may have so many bytes. What the backward keeps there is less.
-constexpr int64_t most_features(int64_t shared_bytes, int64_t element_bytes) {
-  constexpr int64_t kRows = 16, kPadding = 2 * (8 + 31);
-  // Two tiles of weights and two of f(scale x + shift), [32, 136] and [16, 136]; sums on their way and scratch.
-  const int64_t others = (2 * 32 + 2 * kRows) * 136 * element_bytes + (3 + 1) * kRows * 32 * 4;
-  return (shared_bytes - others) / (kRows * element_bytes) - kPadding;
-}
-
 // One growth of d features behind the first m; pointers are null where absent.
 struct DenseBlock {
   const void *weight, *bias;                // [d, h or m], [d]

@@ -12,13 +12,13 @@ namespace {
 
 constexpr int64_t kMostSliceBytes = 64 << 20;
 
-// Features at a time of the 16-bit products and of float32's, whose tiles take twice the room.
+// Features at a time: of what takes four bytes there is room for half as many.
 template <class P>
-constexpr int kWidePass = sizeof(typename P::Element) == 2 ? 64 : 32;
+constexpr int kFeatures = sizeof(typename P::Element) == 2 ? 64 : 32;
 
 // Tiles of 16 rows of a warp: float32's numbers in three parts take the registers of two.
 template <class P>
-constexpr int kTall = std::is_same_v<P, Float32Product> ? 1 : 2;
+constexpr int kTiles = std::is_same_v<P, Float32Product> ? 1 : 2;
 
 // function(Product), the one of the chain's elements.
 template <class Function>
@@ -59,45 +59,57 @@ bool few_rows(const Device& device, const ResidualChain& chain) {
   return cluster > 1 && divide_up(chain.n, S::kRows) * cluster <= device.multiprocessors;
 }
 
+// Launches the first of the shapes that there is room for.
+template <class... S, class Attempt>
+const char* first_with_room(const Attempt& attempt) {
+  const char* error = kNoRoom;
+  const auto next = [&]<class One>(One one) {
+    if (error == kNoRoom) error = attempt(one);
+  };
+  (next(S()), ...);
+  return error;
+}
+
 template <class P>
 const char* forward(const ResidualChain& chain, const ResidualForward& io, void* stream) {
   const Device device = current_device();
-  // The first shape that there is room for.
-  const auto run = [&]<class... S>(S...) {
-    const char* error = kNoRoom;
-    const auto attempt = [&]<class Shape>(Shape) {
-      if (error != kNoRoom) return;
-      error = launch_rows<Shape>(residual_forward_kernel<Shape>, device, chain, io, chain.layers(), stream);
-    };
-    (attempt(S()), ...);
-    return error;
+  const auto attempt = [&]<class S>(S) {
+    return launch_rows<S>(residual_forward_kernel<S>, device, chain, io, chain.layers(), stream);
   };
-  using T = typename P::Element;
-  // Features at a time: 32 of what takes four bytes, or where there is less room.
-  constexpr int kPass = sizeof(T) == 2 ? 64 : 32;
-  using Narrow = ResidualShape<P, kTall<P>, 4, 1, kPass>;
-  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) return run(Narrow(), ResidualShape<P, kTall<P>, 4, 1, 32>());
-  if (chain.m <= 256) return run(ResidualShape<P, kTall<P>, 4, 2, kPass>(), ResidualShape<P, kTall<P>, 4, 2, 32>());
-  if (chain.m <= 512) return run(ResidualShape<P, kTall<P>, 4, 4, 32>());
-  return run(ResidualShape<P, kTall<P>, 8, 4, 32>());
+  constexpr int kTall = kTiles<P>, kPass = kFeatures<P>;
+  using Narrow = ResidualShape<P, kTall, 4, 1, kPass>;
+  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) {
+    const char* const error = first_with_room<Narrow, ResidualShape<P, kTall, 4, 1, 32>>(attempt);
+    if (error != kNoRoom) return error;
+  }
+  if (chain.m <= 256)
+    return first_with_room<ResidualShape<P, kTall, 4, 2, kPass>, ResidualShape<P, kTall, 4, 2, 32>>(attempt);
+  if (chain.m <= 512) return attempt(ResidualShape<P, kTall, 4, 4, 32>());
+  return attempt(ResidualShape<P, kTall, 8, 4, 32>());
 }
 
 template <class P>
 const char* step_back(const Device& device, const ResidualChain& chain, const ResidualBackward& io, void* stream) {
-  const auto run = [&]<class S>(S) {
+  const auto attempt = [&]<class S>(S) {
     return launch_rows<S>(residual_rows_kernel<S>, device, chain, io, 1 + chain.layers(), stream);
   };
-  using Narrow = ResidualShape<P, kTall<P>, 4, 1, 32>;
-  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) return run(Narrow());
-  if (chain.m <= 256) return run(ResidualShape<P, kTall<P>, 4, 2, 32>());
-  if (cluster_of(device, divide_up(chain.m, 512))) return run(ResidualShape<P, kTall<P>, 8, 2, 32>());
-  return run(ResidualShape<P, 1, 8, 4, 32>());
+  constexpr int kTall = kTiles<P>;
+  using Narrow = ResidualShape<P, kTall, 4, 1, 32>;
+  using Few = ResidualShape<P, 1, 8, 4, 32>;  // of rows, so that there is room for many features of each
+  if (chain.m <= 128 || few_rows<Narrow>(device, chain)) {
+    const char* const error = attempt(Narrow());
+    if (error != kNoRoom) return error;
+  }
+  if (chain.m <= 256) return first_with_room<ResidualShape<P, kTall, 4, 2, 32>, Few>(attempt);
+  if (!cluster_of(device, divide_up(chain.m, 512))) return attempt(Few());
+  return first_with_room<ResidualShape<P, kTall, 8, 2, 32>, Few>(attempt);
 }
 
 template <class P>
 const char* sum_weights(const Device& device, const ResidualChain& chain, const ResidualBackward& io, void* stream) {
-  using S = WeightsShape<P, kWidePass<P>>;
+  using S = WeightsShape<P, kFeatures<P>>;
   const auto layout = WeightsShared::of<S>(chain, device.shared_bytes);
+  if (layout.bytes > device.shared_bytes) return kNoRoom;
   Grid grid{divide_up(chain.m, S::kChunk), S::kThreads, layout.bytes};
   grid.y = io.slices;
   return launch(residual_weights_kernel<S>, grid, stream, chain, io, layout);

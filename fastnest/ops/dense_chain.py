@@ -1,6 +1,7 @@
 """dense_chain: L concatenating dense growths on rows as one op, in one buffer."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -64,6 +65,19 @@ def check(x: Tensor, weights: Weights, activation: str) -> None:
         raise_misfit(OP, x, (f"{name}[{i}]", tensor, shape), match)
 
 
+def cuda_limit(x: Tensor, weights: Weights, room: _backend.Room) -> str | None:
+    """Why the kernels in CUDA C++ cannot take these sizes on a GPU: a block keeps 16 rows in shared memory."""
+    element = x.element_size()
+    rows_of_block, tile = 16, 32 * 136  # of columns by features
+    others = (2 * tile + 2 * rows_of_block * 136) * element + 4 * rows_of_block * 32 * 4
+    most = (room.shared_bytes - others) // (rows_of_block * element) - 2 * (8 + 31)
+    width = x.shape[1] + sum(weight.shape[0] for weight in weights.weight)
+    hidden = max((weight.shape[0] for weight in weights.hidden_weight), default=0)
+    if width + hidden <= most:
+        return None
+    return f"on this GPU, the kernels take up to {most} columns of the result and of a hidden layer, got {width + hidden}"
+
+
 def _rows(name: str, i: int, weight: Tensor) -> int:
     """How many features a weight yields: at least one."""
     if not isinstance(weight, Tensor):
@@ -119,7 +133,8 @@ def dense_chain(
         weights = Weights(*([cast(tensor, dtype) for tensor in tensors] for tensors in weights))
     check(x, weights, activation)
     n, m = x.shape
-    backend = _backend.choose(OP, x, n=n, m=m, d=len(weights.weight[0]), l=len(weights.weight))
+    limit = partial(cuda_limit, x, weights)
+    backend = _backend.choose(OP, x, None, limit, n=n, m=m, d=len(weights.weight[0]), l=len(weights.weight))
     if backend == "reference":
         return reference.dense_chain_forward(x, weights, activation, pre_activation)
     x = rows("x", x)
