@@ -14,7 +14,7 @@ constexpr int kTo = 32, kOf = 128, kWarps = 4, kSlots = 3;
 constexpr int kAPitch = pitch_of(kTo), kBPitch = pitch_of(kOf);
 
 template <class P>
-constexpr int rows_of = 4 * P::kDepth;  // at a time
+constexpr int rows_of = 128 / sizeof(typename P::Element);  // at a time
 
 template <class P>
 struct RowTile {

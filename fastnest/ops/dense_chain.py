@@ -75,7 +75,8 @@ def cuda_limit(x: Tensor, weights: Weights, room: _backend.Room) -> str | None:
     hidden = max((weight.shape[0] for weight in weights.hidden_weight), default=0)
     if width + hidden <= most:
         return None
-    return f"on this GPU, the kernels take up to {most} columns of the result and of a hidden layer, got {width + hidden}"
+    got = f"{width} + {hidden}" if hidden else width
+    return f"on this GPU, the kernels take up to {most} columns of the result and of a hidden layer, got {got}"
 
 
 def _rows(name: str, i: int, weight: Tensor) -> int:
