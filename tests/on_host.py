@@ -29,7 +29,7 @@ FLAGS = [
 
 def ops() -> list[str]:
     """Those that have kernels in CUDA C++."""
-    return sorted(path.stem for path in CUDA.glob("*.cu"))
+    return sorted(path.stem.removesuffix("_host") for path in CUDA.glob("*_host.cpp"))
 
 
 def build_library() -> Path:

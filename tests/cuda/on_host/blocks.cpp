@@ -11,6 +11,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define FASTNEST_ASAN 1
 #else
@@ -233,6 +234,10 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
         now.current = order == Order::kFirstThreadLateCopies ? 0 : count - 1;
         change(&now.caller, &self().context, self().stack, kStack, false);
         cluster = nullptr;
+#if FASTNEST_ASAN
+        // The frames that no fibre returned from are none any more, here and where this memory is used again.
+        __asan_unpoison_memory_region(stacks, count * kStack);
+#endif
       }
   munmap(stacks, count * kStack);
 }

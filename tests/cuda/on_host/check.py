@@ -178,7 +178,7 @@ SINGLE = {
         residual_chain(3, 130, 1, 1, ("down_bias", "scale", "shift"), return_features=True),
         residual_chain(49, 1, 1, 3),
         residual_chain(3, 1, 1, 4, (), activation="identity", return_features=True),
-        residual_chain(50, 1, 1, 2, ("mid", "mid_bias"), activation="leaky_relu"),
+        residual_chain(50, 1, 1, 1, ("mid", "mid_bias"), activation="leaky_relu"),
     ],
     "dense_chain": [dense_chain(50, 1, (1, 1, 1)), dense_chain(3, 1, (1, 1), (1, 1), activation="identity")],
 }
@@ -253,7 +253,7 @@ def precision(kernels: Kernels) -> None:
     for name, value in exact.items():
         far, near = ((results[name] - value).abs().max().item() for results in (tf32, ieee))
         print(f"{name}: TF32 is off by {far:.3g}, float32 by {near:.3g}")
-        assert 20 * near < far or name.endswith("bias"), name  # sums over rows alone
+        assert 20 * near < far or "bias" in name, name  # sums over rows alone
 
 
 if __name__ == "__main__":
