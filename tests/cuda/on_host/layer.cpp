@@ -174,13 +174,16 @@ bool grids() {
 bool slices() {
   constexpr int kRows = 37, kSize = 300, kSlices = 4;
   const auto values = random_matrix<Half>(kRows, kSize, a_small_integer);
-  std::vector<float> scratch(kSlices * kSize), total(kSize), expected(kSize);
-  add_rows<Half>(values.data(), kSize, scratch.data(), kSlices, kRows, kSize, total.data(), nullptr);
-  // The total is of the values' type.
+  std::vector<float> scratch(kSlices * kSize), expected(kSize);
+  std::vector<Half> left(kSize / 3), right(kSize - kSize / 3);  // in which the totals land
+  const auto size = static_cast<int64_t>(left.size());
+  const Target targets[] = {{left.data(), 0, size}, {right.data(), size, kSize - size}};
+  slice_rows<Half>(values.data(), kSize, scratch.data(), kSlices, kRows, kSize, nullptr);
+  add_slices_to<Half>(targets, 2, scratch.data(), kSlices, kSize, nullptr);
   for (int i = 0; i < kRows * kSize; ++i) expected[i % kSize] += to_float(values[i]);
-  bool right = true;
-  for (int i = 0; i < kSize; ++i) right &= to_float(reinterpret_cast<const Half*>(total.data())[i]) == expected[i];
-  return holds(right, "sums over rows, by way of slices");
+  bool same = true;
+  for (int i = 0; i < kSize; ++i) same &= to_float(i < size ? left[i] : right[i - size]) == expected[i];
+  return holds(same, "sums over rows, by way of slices");
 }
 
 }  // namespace
