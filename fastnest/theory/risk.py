@@ -108,8 +108,8 @@ def optimal_prediction(
     """W_L and W_{L+1} of least squared risk, everything else of the ResNEst as it is: (P_phi) of arXiv 2111.05496.
 
     Where M >= N_o and [W_0, ..., W_{L-1}] has full column rank (assumptions 3 and 4), by Theorem 1's construction: the
-    heads H_i of the augmented problem, W_{L+1} = [H_0, ..., H_{L-1}] [W_0, ..., W_{L-1}]^+ brought to full row rank in
-    the directions that no feature reaches, and W_L = W_{L+1}^+ H_L. Its risk is that of the A-ResNEst.
+    heads H_i of the augmented problem, `W_{L+1} = [H_0, ..., H_{L-1}] [W_0, ..., W_{L-1}]^+` brought to full row rank
+    in the directions that no feature reaches, and W_L = W_{L+1}^+ H_L. Its risk is that of the A-ResNEst.
 
     Elsewhere too the non-convex problem has a closed form. A W_{L+1} of full row rank turns W_L into a free map of v_L,
     so that the minimum is that of a linear predictor on [x_{L-1}, v_L]; with M < N_o the predictor has rank M at most:
