@@ -58,9 +58,10 @@ docs: build
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint: build
-	@echo "lint: ruff and clang-format, changing nothing"
+	@echo "lint: ruff, mypy and clang-format, changing nothing"
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	@$(VENV)/bin/clang-format --dry-run --Werror $(CPP) && echo "clang-format: clean"
 
 format: build

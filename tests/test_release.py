@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tarfile
 import venv
+import zipfile
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -93,6 +94,11 @@ def test_source_archive_holds_every_tracked_file(sdist):
     tracked = {name for name in done.stdout.splitlines() if not name.startswith(NOT_SHIPPED)}
     shipped = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
     assert tracked - shipped == set()
+
+
+def test_wheel_tells_type_checkers(wheel):
+    """py.typed, without which annotations do not count, and what the compiled half has instead of them."""
+    assert {"fastnest/py.typed", "fastnest/_C.pyi"} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_metadata(wheel, clean):

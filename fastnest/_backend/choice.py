@@ -1,6 +1,7 @@
 """The choice: by device, dtype, what is built and installed, and what a thread asks for."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .asked import Choice
 from .installed import CPP_IS_BUILT, CPP_MISSING, TRITON_IS_INTERPRETED, backends, why_no_gpu
 
 
-def backend(name: str) -> AbstractContextManager:
+def backend(name: str) -> AbstractContextManager[Any]:
     """`with fastnest.backend(name):` forces the backend of every op that this thread calls; the innermost one wins.
 
     Raises ValueError for an unknown name, RuntimeError for one that is not available here or cannot take a call.
@@ -52,7 +53,8 @@ def _why_not_on_cpu(x: Tensor) -> str | None:
 
 def _why_not_on_gpu(x: Tensor) -> str | None:
     if x.is_cuda:
-        return why_no_gpu(x.get_device())
+        reason: str | None = why_no_gpu(x.get_device())
+        return reason
     return None if x.is_cpu and TRITON_IS_INTERPRETED else f"no kernels in Triton for {x.device.type} tensors"
 
 

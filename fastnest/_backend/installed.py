@@ -7,9 +7,9 @@ import torch
 
 CPP_MISSING = ""
 try:
-    from .. import _C
+    from .. import _C as _C
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]  # a module that may be missing
     CPP_MISSING = f"built but not loadable ({error}); build it again for torch {torch.__version__}"
     if error.name == "fastnest._C" or "cannot import name" in str(error):
         CPP_MISSING = "not built: installed without a C++ compiler; install g++ >= 11, then install fastnest again"
@@ -38,7 +38,8 @@ def _triton_missing() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no GPU that torch can use; install a torch built for CUDA, on a machine with an NVIDIA GPU"
-    return why_no_gpu(torch.cuda.current_device())
+    reason: str | None = why_no_gpu(torch.cuda.current_device())
+    return reason
 
 
 @torch.compiler.assume_constant_result

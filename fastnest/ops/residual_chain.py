@@ -19,6 +19,7 @@ from .arguments import (
 )
 
 OP = "residual_chain"
+OPTIONAL = ("down_bias", "mid", "mid_bias", "scale", "shift")
 MOST_FEATURES = 128  # on a GPU: of a block that a multiprocessor has room for
 
 
@@ -113,19 +114,23 @@ def residual_chain(
     inputs = Inputs(x, down, down_bias, mid, mid_bias, up, scale, shift)
     dtype = autocast_dtype(x)
     if dtype is not None:
-        inputs = Inputs(*(cast(tensor, dtype) for tensor in inputs))
+        optional = {name: cast(getattr(inputs, name), dtype) for name in OPTIONAL}
+        inputs = Inputs(x=cast(x, dtype), down=cast(down, dtype), up=cast(up, dtype), **optional)
     check(inputs, activation, return_features)
     backend = _backend.choose(OP, inputs.x, triton_limit(inputs))
+    y: Tensor
+    features: Tensor | None
     if backend == "reference":
         y, features = reference.residual_chain_forward(*inputs, activation, pre_activation, return_features)
-        return (y, features) if return_features else y
-    inputs = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
-    if not need_grad(inputs):
+        return y if features is None else (y, features)
+    laid_out = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
+    if not need_grad(laid_out):
         run = autograd.forward_kernels[backend]
-        y, features, _, _ = run(*inputs, activation, pre_activation, return_features, False)
-        return (y, features) if return_features else y
-    options = backend, activation, pre_activation, return_features
-    if not return_features:
-        return autograd.ResidualChainFunction.apply(*options, *inputs)
-    y, features = autograd.ResidualChainFunction.apply(*options, *inputs)
+        y, features, _, _ = run(*laid_out, activation, pre_activation, return_features, False)
+    else:
+        options = backend, activation, pre_activation, return_features
+        result = autograd.ResidualChainFunction.apply(*options, *laid_out)
+        y, features = result if return_features else (result, None)
+    if not return_features or features is None:
+        return y
     return y, features.squeeze(2) if features.dim() == 4 else features
