@@ -55,7 +55,8 @@ def check(x: Tensor, weights: Weights) -> None:
             if weight.dim() != 4 or weight.shape[0] < 1:
                 raise ValueError(f"{OP}: {name}[{i}] must be a 4-d convolution weight, got {list(weight.shape)}")
     expected = list(_expected(x, weights))
-    convolutions, norms = (chain.from_iterable(layer[i] for layer in expected) for i in range(2))
+    convolutions = chain.from_iterable(layer for layer, _ in expected)
+    norms = chain.from_iterable(layer for _, layer in expected)
     wrong = misfit_beside_norms(x, convolutions, norms)
     if wrong is not None:
         (name, i), tensor, shape = wrong
