@@ -9,7 +9,7 @@ import real_models
 import torch
 from docs.pages import ROOT, blocks, commands, pages
 
-from fastnest import cli
+from fastnest import _backend, cli
 
 PAGES = [page for page in pages() if blocks(page, "python")]
 
@@ -22,13 +22,16 @@ def torchvision(monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_run(page, torchvision, one_thread, tmp_path, monkeypatch):
-    """One namespace for a page, from its top to its end."""
+def test_examples_run(page, torchvision, one_thread, tmp_path, monkeypatch, capsys):
+    """One namespace for a page, from its top to its end; what a page shows as output was printed."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+    said = capsys.readouterr().out
+    for shown in blocks(page, "text") if _backend.CPP_IS_BUILT else ():
+        assert shown.text.strip() in said
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if commands(page)], ids=lambda page: page.name)
