@@ -1,6 +1,6 @@
 # Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes. `make gpu`
 # alone has no .venv: it uses PYTHON as it is, with the torch and triton that it has, and needs no network.
-#   make demo | test | bench | lint | format | gpu | clean
+#   make demo | test | bench | docs | lint | format | gpu | clean
 # PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ SOURCES = $(wildcard csrc/*.* csrc/*/*.*)
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export MAX_JOBS
 
-.PHONY: demo test bench lint format gpu clean build environment
+.PHONY: demo test bench docs lint format gpu clean build environment
 .DELETE_ON_ERROR:
 
 # torch first and alone: a looser requirement met later must not pull another build of it.
@@ -29,7 +29,7 @@ environment: $(VENV)/environment.stamp
 
 $(VENV)/install.stamp: $(VENV)/environment.stamp setup.py
 	@echo "build: fastnest with its C++ kernels into $(VENV), $(MAX_JOBS) files at a time"
-	$(PIP) --no-build-isolation -e ".[test,bench,demo,theory,plot,report,lint,triton]" "$(TORCH)"
+	$(PIP) --no-build-isolation -e ".[test,bench,demo,theory,plot,report,lint,docs,triton]" "$(TORCH)"
 	$(PY) -m fastnest info
 	@touch $@
 
@@ -53,10 +53,15 @@ bench: build
 	$(PY) -m fastnest bench --full
 	$(PY) -m fastnest bench --show --readme README.md
 
+docs: build
+	@echo "docs: the pages of docs/ into out/site, warnings as errors"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 lint: build
-	@echo "lint: ruff and clang-format, changing nothing"
+	@echo "lint: ruff, mypy and clang-format, changing nothing"
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	@$(VENV)/bin/clang-format --dry-run --Werror $(CPP) && echo "clang-format: clean"
 
 format: build

@@ -3,7 +3,7 @@
 import argparse
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def info(arguments: argparse.Namespace) -> int:
 
     built = _C.build_info()
     cuda = built["cuda"]
-    built["cuda"] = f"nvcc {cuda['nvcc']} for {', '.join(cuda['architectures'])}" if cuda else "none"
-    for name, value in built.items():
+    of_cuda = f"nvcc {cuda['nvcc']} for {', '.join(cuda['architectures'])}" if cuda else "none"
+    for name, value in (built | {"cuda": of_cuda}).items():
         print(f"  {name:<12} {value}")
     used = _C.instruction_set()
     sets = [f"{name} (in use)" if name == used else name for name in _C.instruction_sets()]
@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"fastnest {fastnest.__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="info | demo | bench | report | train")
 
-    def command(function, **keywords) -> argparse.ArgumentParser:
+    def command(function: Callable[[argparse.Namespace], int], **keywords: Any) -> argparse.ArgumentParser:
         one = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__, **keywords)
         one.set_defaults(function=function)
         return one
@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 if it did what it says, 1 if its check failed, 2 if it was called wrongly."""
     arguments = parser().parse_args(argv)
     try:
-        return arguments.function(arguments)
+        code: int = arguments.function(arguments)
+        return code
     except (MissingExtra, ValueError, OSError) as error:
         print(f"fastnest {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -45,14 +45,14 @@ def of_report(one: argparse.ArgumentParser) -> None:
     training.add_argument("--seed", type=int, help="default: 0")
 
 
-def _target(one) -> None:
+def _target(one: argparse._ActionsContainer) -> None:
     one.add_argument("--target", help="the csv's or parquet's column to predict (default: the last)")
     one.add_argument(
         "--regression", action="store_true", default=None, help="whole numbers in the target are values, not classes"
     )
 
 
-def _model(one) -> None:
+def _model(one: argparse._ActionsContainer) -> None:
     one.add_argument("--model", choices=("resnest", "aresnest", "densenest"), help="default: resnest")
     one.add_argument("--width", type=int, help="stream width (ResNEst) or total growth (DenseNEst), default: 128")
     one.add_argument("--blocks", type=int, help="default: 8")

@@ -309,7 +309,7 @@ FASTNEST_DEVICE void backward_chunk(const DenseRows<S>& rows, int begin, const D
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, sizeof(typename S::T) == 2 ? 2 : 1)
+__global__ void __launch_bounds__(S::kThreads, 1)
     dense_backward_kernel(const __grid_constant__ DenseChain chain, const __grid_constant__ DenseBackward io,
                           const DenseBackwardShared layout) {
   FASTNEST_SHARED(shared);

@@ -1,6 +1,7 @@
 """What threads ask of the chooser: to force a backend, and to log what it chose."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ def anything() -> bool:
 
 
 @contextmanager
-def asking(name: str, value: Any):
+def asking(name: str, value: Any) -> Iterator[Any]:
     """The calling thread has `forced` or `log` set to value inside the block."""
     global _asked
     previous, what = getattr(_thread, name), f"{name} {value}"
@@ -49,7 +50,7 @@ def asking(name: str, value: Any):
             _asked = _asked[:at] + _asked[at + 1 :]
 
 
-def logging_choices() -> AbstractContextManager:
+def logging_choices() -> AbstractContextManager[list[Choice]]:
     """Yields a list that grows by one Choice with every op that this thread calls inside the block."""
     return asking("log", [])
 

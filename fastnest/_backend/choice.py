@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ CudaLimit = Callable[[Room], str | None]
 Limits = dict[str, str | CudaLimit | None]
 
 
-def backend(name: str) -> AbstractContextManager:
+def backend(name: str) -> AbstractContextManager[Any]:
     """`with fastnest.backend(name):` forces the backend of every op that this thread calls; the innermost one wins.
 
     Raises ValueError for an unknown name, RuntimeError for one that is not available here or cannot take a call.
@@ -58,7 +59,10 @@ def _why_not(name: str, op: str | None, x: Tensor, limits: Limits) -> str | None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through the reference"
     limit = limits.get(name)
-    return limit(room_on_gpu(x.get_device())) if callable(limit) else limit
+    if limit is None or isinstance(limit, str):
+        return limit
+    room: Room = room_on_gpu(x.get_device())
+    return limit(room)
 
 
 def _why_not_here(name: str, op: str | None, x: Tensor) -> str | None:
@@ -68,7 +72,8 @@ def _why_not_here(name: str, op: str | None, x: Tensor) -> str | None:
             return f"cpp is {CPP_MISSING}"
         return None if x.is_cpu else f"no kernels for {x.device.type} tensors yet"
     if x.is_cuda:
-        return why_no_triton(x.get_device()) if name == "triton" else why_no_cuda(x.get_device(), op)
+        reason: str | None = why_no_triton(x.get_device()) if name == "triton" else why_no_cuda(x.get_device(), op)
+        return reason
     if name == "triton" and x.is_cpu and TRITON_IS_INTERPRETED:
         return None
     return f"no kernels in {WRITTEN_IN[name]} for {x.device.type} tensors"

@@ -1,7 +1,6 @@
 """What can run here: the C++ kernels where they are built; on a GPU, those in Triton and those built in CUDA C++."""
 
 import os
-import re
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -10,16 +9,17 @@ import torch
 
 CPP_MISSING = ""
 try:
-    from .. import _C
+    from .. import _C as _C
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]  # a module that may be missing
     CPP_MISSING = f"built but not loadable ({error}); build it again for torch {torch.__version__}"
     if error.name == "fastnest._C" or "cannot import name" in str(error):
         CPP_MISSING = "not built: installed without a C++ compiler; install g++ >= 11, then install fastnest again"
 
 CPP_IS_BUILT = _C is not None
 # What machine code of the CUDA C++ kernels was built ("sm_90a"), and PTX ("compute_90"); () where none was.
-CUDA_CODES = tuple(((CPP_IS_BUILT and _C.build_info()["cuda"]) or {}).get("architectures", ()))
+CUDA_BUILD = _C.build_info()["cuda"] if CPP_IS_BUILT else None
+CUDA_CODES = tuple(CUDA_BUILD["architectures"]) if CUDA_BUILD else ()
 TRITON_IS_INSTALLED = find_spec("triton") is not None
 # What Triton itself reads, once, when its kernels are imported: they then run on the CPU, step by step, for tests.
 TRITON_IS_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -86,7 +86,9 @@ def why_no_cuda(index: int, op: str | None = None) -> str | None:
 def room_on_gpu(index: int) -> Room:
     """What kernels in CUDA C++ find on a GPU."""
     properties = torch.cuda.get_device_properties(index)
-    return Room(properties.shared_memory_per_block_optin, properties.major >= 9)
+    # torch's stub does not have the first.
+    shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return Room(shared_bytes, properties.major >= 9)
 
 
 def _why_not_this_gpu(index: int) -> str | None:
@@ -102,8 +104,9 @@ def _why_no_code(capability: tuple[int, int]) -> str | None:
     """Machine code runs on later GPUs of its major version, PTX on all later ones; with "a", both only on their own."""
     major, minor = capability
     for code in CUDA_CODES:
-        kind, number, only = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", code).groups()
-        built = divmod(int(number), 10)
+        kind, _, name = code.partition("_")
+        number = name.rstrip("af")
+        only, built = name[len(number) :], divmod(int(number), 10)
         later = built < capability and only != "a" and (built[0] == major or (kind == "compute" and only == ""))
         if built == capability or later:
             return None

@@ -8,10 +8,11 @@ prove less: a last convolution that starts at zero, or equal statistics everywhe
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import BatchNorm2d, Conv2d, Module
+from torch.nn import Conv2d, Module
 
 from .match import DensePlan, Plan, ResidualPlan, look
 
@@ -40,11 +41,11 @@ def agreed(block: Module, plan: Plan) -> Plan | str:
 
 def _agreed(block: Module, plan: Plan) -> Plan | str:
     original, fast = _small_copy(block, plan), _small_copy(block, plan)
-    own_forward, fast_plan = _own_forward(original), look(fast)
+    own_forward, fast_plan = _own_forward(original), _plan_of_copy(fast)
     for training in (False, True):
         expected = _results(original, own_forward, training)
         outputs = sum(name.startswith("output") for name in expected)
-        if outputs == 2 and isinstance(plan, ResidualPlan):
+        if outputs == 2 and isinstance(plan, ResidualPlan) and isinstance(fast_plan, ResidualPlan):
             plan, fast_plan = plan._replace(features=True), fast_plan._replace(features=True)
         actual = _results(fast, fast_plan.run, training)
         if expected.keys() != actual.keys():
@@ -58,15 +59,24 @@ def _agreed(block: Module, plan: Plan) -> Plan | str:
     return plan
 
 
-def _own_forward(block: Module) -> Callable:
+def _plan_of_copy(copy: Module) -> Plan:
+    """The plan of a copy of a block that has one."""
+    plan = look(copy)
+    if isinstance(plan, str):
+        raise RuntimeError(plan)
+    return plan
+
+
+def _own_forward(block: Module) -> Callable[..., Any]:
     """The forward that block has or, if it is accelerated already, had."""
     own = next(
         cls for cls in type(block).__mro__ if not cls.__dict__.get("runs_a_plan", False) and "forward" in cls.__dict__
     )
-    return own.forward.__get__(block)
+    forward: Callable[..., Any] = own.__dict__["forward"].__get__(block)
+    return forward
 
 
-def _sizes(plan: Plan) -> Iterator[tuple[BatchNorm2d | Conv2d, tuple[int, ...]]]:
+def _sizes(plan: Plan) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """How many channels each norm has, and each convolution writes and reads, in the small copy."""
     width = CHANNELS
     if isinstance(plan, DensePlan):
@@ -74,7 +84,8 @@ def _sizes(plan: Plan) -> Iterator[tuple[BatchNorm2d | Conv2d, tuple[int, ...]]]
             yield from ((layer.norm1, (width,)), (layer.conv1, (4, width)), (layer.norm2, (4,)), (layer.conv2, (2, 4)))
             width += 2
         return
-    small = {}  # what is equal stays equal, so that a block that adds up differently still runs and can be told apart
+    # What is equal stays equal, so that a block that adds up differently still runs and can be told apart.
+    small: dict[int, int] = {}
     for norm, conv in zip(plan.parts.norms, plan.convs(), strict=True):
         width, out = (small.setdefault(c, CHANNELS + len(small)) for c in (conv.in_channels, conv.out_channels))
         yield from ((norm, (width,)), (conv, (out, width)))
@@ -89,7 +100,7 @@ def _small_copy(block: Module, plan: Plan) -> Module:
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
-    memo = {}  # deepcopy takes what is in here instead of copying
+    memo: dict[int, Any] = {}  # deepcopy takes what is in here instead of copying
     for module in block.modules():
         memo |= {id(getattr(module, hooks)): OrderedDict() for hooks in HOOKS}
     for module, size in _sizes(plan):
@@ -107,7 +118,7 @@ def _small_copy(block: Module, plan: Plan) -> Module:
         if module.num_batches_tracked is not None:
             memo[id(module.num_batches_tracked)] = torch.tensor(0)
     result = copy.deepcopy(block, memo)
-    for (module, size), (small, _) in zip(_sizes(plan), _sizes(look(result)), strict=True):
+    for (module, size), (small, _) in zip(_sizes(plan), _sizes(_plan_of_copy(result)), strict=True):
         if isinstance(module, Conv2d):
             small.out_channels, small.in_channels = size
         else:
@@ -119,17 +130,17 @@ def _small_copy(block: Module, plan: Plan) -> Module:
     return result
 
 
-def _results(block: Module, forward: Callable, training: bool) -> dict[str, Tensor]:
+def _results(block: Module, forward: Callable[..., Any], training: bool) -> dict[str, Tensor]:
     """What forward returns for a random input, the gradients along a random direction, and the buffers afterwards."""
     block.train(training)
-    for module in look(block).parts.only_in_eval:
+    for module in _plan_of_copy(block).parts.only_in_eval:
         module.eval()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, CHANNELS, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    outputs = forward(x)
-    outputs = {f"output {i}": y for i, y in enumerate(outputs if isinstance(outputs, tuple) else (outputs,))}
+    returned = forward(x)
+    outputs = {f"output {i}": y for i, y in enumerate(returned if isinstance(returned, tuple) else (returned,))}
     parameters = dict(block.named_parameters())
     along = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs.values()]
-    gradients = torch.autograd.grad([*outputs.values()], [x, *parameters.values()], along, materialize_grads=True)
-    gradients = {f"the gradient of {name}": g for name, g in zip(("the input", *parameters), gradients, strict=True)}
+    found = torch.autograd.grad([*outputs.values()], [x, *parameters.values()], along, materialize_grads=True)
+    gradients = {f"the gradient of {name}": g for name, g in zip(("the input", *parameters), found, strict=True)}
     return outputs | gradients | {name: buffer.double() for name, buffer in block.named_buffers()}

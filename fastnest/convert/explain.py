@@ -1,7 +1,7 @@
 """explain: what runs in a model for given inputs, on which backend, and why nothing faster."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Module
@@ -41,7 +41,7 @@ class Explanation:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def explain(model: Module, *inputs) -> Explanation:
+def explain(model: Module, *inputs: Any) -> Explanation:
     """Which implementation every chain or block of a model runs for these inputs, and what was left alone and why.
 
     Explained are the chains and blocks of `fastnest.nn`, and what `fastnest.accelerate` replaced, would replace, or
@@ -82,7 +82,7 @@ class _Call:
         self.name, self.module, self.log, self.rows = name, module, log, rows
         self.reason = ""
 
-    def begins(self, module: Module, args: tuple, kwargs: dict) -> None:
+    def begins(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if plan_of(module) is not None:
             self.reason = why_not(module, args, kwargs) or ""
         elif not (isinstance(module, CHAINS) or is_ours(module)):
@@ -90,7 +90,7 @@ class _Call:
             self.reason = plan if isinstance(plan, str) else f"{plan}: not accelerated, call fastnest.accelerate(model)"
         self.log.clear()  # of what examining ran, too
 
-    def ends(self, module: Module, args: tuple, output) -> None:
+    def ends(self, module: Module, args: tuple[Any, ...], output: Any) -> None:
         for op, backend, dtype, reason in self.log:
             self._row(f"{op} {str(dtype)[6:]}", backend, reason)
         if not self.log:

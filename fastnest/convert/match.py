@@ -6,7 +6,7 @@ seen this way: `check.py` runs it.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import BatchNorm2d, Conv2d, Identity, Module, ReLU, Sequential
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     types: tuple[type, ...]
     norms: tuple[BatchNorm2d, ...]
     convs: tuple[Conv2d, ...]
-    geometry: tuple[tuple, ...]
+    geometry: tuple[tuple[Any, ...], ...]
     only_in_eval: tuple[Module, ...]
 
     def are_inside(self, block: Module) -> bool:
@@ -72,7 +72,7 @@ def _children_of(parents: Sequence[Module]) -> tuple[Module | None, ...]:
     return tuple([child for parent in parents for child in parent._modules.values()])
 
 
-def _geometry(convs: Sequence[Conv2d]) -> tuple[tuple, ...]:
+def _geometry(convs: Sequence[Conv2d]) -> tuple[tuple[Any, ...], ...]:
     """What is changed in place to make a network's stride smaller."""
     return tuple([(state["stride"], state["padding"], state["dilation"]) for state in [c.__dict__ for c in convs]])
 
@@ -80,14 +80,13 @@ def _geometry(convs: Sequence[Conv2d]) -> tuple[tuple, ...]:
 class DensePlan(NamedTuple):
     """Layers of one dense block; owners are the modules that know the drop rate of theirs."""
 
-    op = "dense_block2d"
     parts: Parts
     layers: tuple[DenseLayer, ...]
     owners: tuple[Module, ...]
-    features = False
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        layers, rates = self.layers, self.drop_rates()
+        layers: Sequence[DenseLayer] = self.layers
+        rates = self.drop_rates()
         if any(rates):
             layers = [layer._replace(dropout=rate) for layer, rate in zip(layers, rates, strict=True)]
         return run_dense_layers(x, layers, training=any(rates))
@@ -96,7 +95,7 @@ class DensePlan(NamedTuple):
         return [getattr(owner, "drop_rate", 0.0) if owner.training else 0.0 for owner in self.owners]
 
     def __str__(self) -> str:
-        return f"{self.op}, {len(self.layers)} layers"
+        return f"dense_block2d, {len(self.layers)} layers"
 
 
 class ResidualPlan(NamedTuple):
@@ -107,7 +106,7 @@ class ResidualPlan(NamedTuple):
     projection: Conv2d | None
     features: bool = False
 
-    def run(self, x: torch.Tensor):
+    def run(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         return run_residual_block(x, self.parts.norms, self.convs(), self.projection, self.features)
 
     def convs(self) -> tuple[Conv2d, ...]:
@@ -162,7 +161,8 @@ def look(block: Module) -> Plan | str:
         return str(reason)
 
 
-def _children(module: Module) -> dict[str, Module]:
+def _children(module: Module) -> dict[str, Any]:
+    """What has to be looked at before anything is known about it."""
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
@@ -182,9 +182,13 @@ def _norm_names(module: Module) -> list[str]:
 
 
 def _look_dense(block: Module) -> DensePlan:
-    layers, owners, norms, convs, only_in_eval = [], [], [], [], []
+    layers, owners, only_in_eval = [], [], []
+    norms: list[BatchNorm2d] = []
+    convs: list[Conv2d] = []
     width = None
     for name, layer in block._modules.items():
+        if layer is None:
+            raise _LeftAlone(f"{name} is not there")
         inner, children = name, _children(layer)
         if list(children) == ["layers"] and type(children["layers"]) is Sequential:
             inner, children = f"{name}.layers", _children(children["layers"])
@@ -223,7 +227,8 @@ def _look_residual(block: Module) -> ResidualPlan:
     for name, before, after in zip(conv_names, convs, norms[1:], strict=False):
         if before.out_channels != after.num_features:
             raise _LeftAlone(f"{name} writes {before.out_channels} channels where {after.num_features} are normalised")
-    projection, c, d = None, convs[0].in_channels, convs[-1].out_channels
+    projection: Conv2d | None = None
+    c, d = convs[0].in_channels, convs[-1].out_channels
     for name in SHORTCUTS:
         projection = projection or _projection(name, children.get(name), stride)
     if projection is None and (stride != 1 or c != d):
@@ -249,15 +254,14 @@ def _projection(name: str, module: Module | None, stride: int) -> Conv2d | None:
     if len(inside) > 1:
         raise _LeftAlone(f"{name} is more than a convolution: {', '.join(type(m).__name__ for m in inside.values())}")
     ((name, conv),) = inside.items()
-    _check_conv(name, conv, 1, stride)
-    return conv
+    return _check_conv(name, conv, 1, stride)
 
 
 def _is_identity(module: Module) -> bool:
     return type(module) is Identity or (type(module) is Sequential and all(map(_is_identity, module)))
 
 
-def _check_names(where: str, children: dict[str, Module], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
+def _check_names(where: str, children: dict[str, Any], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in children]
     if missing:
         raise _LeftAlone(f"{where} has no {', '.join(missing)}")
@@ -266,7 +270,7 @@ def _check_names(where: str, children: dict[str, Module], needed: tuple[str, ...
         raise _LeftAlone(f"{where + ': ' if where else ''}{', '.join(others)} inside, which the op knows nothing of")
 
 
-def _check_width(where: str, children: dict[str, Module], norm: str, conv: str) -> None:
+def _check_width(where: str, children: dict[str, Any], norm: str, conv: str) -> None:
     reads, has = children[conv].in_channels, children[norm].num_features
     if reads != has:
         where = f"{where}." if where else ""
@@ -292,7 +296,7 @@ def _check_norm(name: str, norm: Module, activation: Module | None) -> None:
         raise _LeftAlone(f"{name}: track_running_stats={norm.track_running_stats} contradicts its buffers")
 
 
-def _check_conv(name: str, conv: Module, kernel: int, stride: int) -> None:
+def _check_conv(name: str, conv: Any, kernel: int, stride: int) -> Conv2d:
     own = type(conv)
     if (
         not isinstance(conv, Conv2d)
@@ -317,6 +321,7 @@ def _check_conv(name: str, conv: Module, kernel: int, stride: int) -> None:
             raise _LeftAlone(f"{name} has a {attribute}")
         if got != value:
             raise _LeftAlone(f"{attribute}={got} convolution: {name} must have {attribute}={value}")
+    return conv
 
 
 def _check_stateless(name: str, module: Module) -> Module:

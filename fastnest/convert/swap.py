@@ -6,6 +6,7 @@ Only the class changes. A forward set on the instance would be a reference to th
 
 import copy
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,18 +20,24 @@ from .match import Plan, candidates, look, name_in
 PLAN = "_fastnest_plan"
 
 
-class Accelerated:
+if TYPE_CHECKING:
+    _BlockClass = Module  # what stands behind Accelerated in the classes that are made of it
+else:
+    _BlockClass = object
+
+
+class Accelerated(_BlockClass):
     """Comes before a block's own class: runs the block's plan where that computes the same, else the own forward."""
 
     runs_a_plan = True
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if why_not(self, args, kwargs) is None:
             return self.__dict__[PLAN].run(args[0])
         return super().forward(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol):
-        reduced = super().__reduce_ex__(protocol)
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
         if type(self) is not _made(self):
             return reduced
         # The class is made at run time: a pickle, and a copy, names what it is made from.
@@ -39,14 +46,15 @@ class Accelerated:
 
 
 @cache
-def _accelerated(own: type) -> type:
+def _accelerated(own: Any) -> Any:
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     return type(own.__name__, (Accelerated, own), names)
 
 
-def _new(own: type, *args) -> Module:
+def _new(own: type, *args: Any) -> Module:
     cls = _accelerated(own)
-    return cls.__new__(cls, *args)
+    block: Module = cls.__new__(cls, *args)
+    return block
 
 
 def _made(block: Module) -> type:
@@ -59,12 +67,12 @@ def plan_of(block: Module) -> Plan | None:
     return block.__dict__.get(PLAN)
 
 
-def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
+def why_not(block: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Why an accelerated block runs its own forward when called with these; None where it runs the op."""
     plan = plan_of(block)
     if plan is None:
         return "restored"
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # public, but not by torch's own list
         return "under torch.jit.trace, which records torch's own operators only"
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 4:
         return "called with something else than one tensor [n, channels, height, width]"
@@ -76,7 +84,8 @@ def why_not(block: Module, args: tuple, kwargs: dict) -> str | None:
     for module in plan.parts.only_in_eval:
         if module.training:
             return f"{name_in(block, module)} ({type(module).__name__}) in training; eval() runs the op"
-    return _backend.why_no_kernel(args[0], plan.parts.convs[0]._parameters["weight"])
+    weight: Any = plan.parts.convs[0]._parameters["weight"]
+    return _backend.why_no_kernel(args[0], weight)
 
 
 def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) -> Module:
@@ -105,14 +114,15 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
         model = copy.deepcopy(model)
     said = []
     for name, block in list(candidates(model)):
-        plan = plan_of(block)
-        if plan is None or not plan.parts.are_inside(block):
+        plan: Plan | str | None = plan_of(block)
+        if plan is None or isinstance(plan, str) or not plan.parts.are_inside(block):
             plan = examine(block)
         if isinstance(plan, str):
             said.append(f"{name or '(model)'} ({type(block).__name__}): left alone: {plan}")
             continue
         if not isinstance(block, Accelerated):
-            block.__class__ = _accelerated(type(block))
+            own: Any = type(block)
+            block.__class__ = _accelerated(own)
         block.__dict__[PLAN] = plan
         said.append(f"{name or '(model)'} ({type(block).__name__}): {plan}")
     if verbose:
@@ -138,6 +148,6 @@ def restore(model: Module) -> Module:
     return model
 
 
-def _check(op: str, model) -> None:
+def _check(op: str, model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")

@@ -3,9 +3,10 @@
 import csv
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -62,20 +63,20 @@ def split(name: str, x: numpy.ndarray, y: numpy.ndarray, *, held_out: float = 0.
         got = f"x {list(x.shape)}, y {list(y.shape)}"
         wanted = "[rows, features] or [rows, channels, height, width] with at least 8 rows and y as long"
         raise ValueError(f"{name}: x must be {wanted}, got {got}")
-    x = _numbers(name, "x", x, torch.float32 if x.ndim == 4 else torch.float64)  # images are many
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    cut = len(x) - int(held_out * len(x))
+    rows = _numbers(name, "x", x, torch.float32 if x.ndim == 4 else torch.float64)  # images are many
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    cut = len(rows) - int(held_out * len(rows))
     training, apart = order[:cut], order[cut:]
-    x, _ = _standardised(x, x[training])
+    rows = _standardised(rows, rows[training])[0].float()
+    scale = None
     if y.dtype.kind in "iubUS" and y.ndim == 1:
-        values, y = numpy.unique(y, return_inverse=True)
-        y, outputs, scale = torch.from_numpy(y).long(), len(values), None
+        values, places = numpy.unique(y, return_inverse=True)
+        target, outputs = torch.from_numpy(places).long(), len(values)
     else:
-        y = _numbers(name, "y", y, torch.float64).reshape(len(x), -1)
-        y, scale = _standardised(y, y[training])
-        y, outputs = y.float(), y.shape[1]
-    x = x.float()
-    return Dataset(name, x[training], y[training], x[apart], y[apart], outputs, scale)
+        target = _numbers(name, "y", y, torch.float64).reshape(len(rows), -1)
+        target, scale = _standardised(target, target[training])
+        target, outputs = target.float(), target.shape[1]
+    return Dataset(name, rows[training], target[training], rows[apart], target[apart], outputs, scale)
 
 
 def _numbers(name: str, what: str, values: numpy.ndarray, dtype: torch.dtype) -> Tensor:
@@ -151,11 +152,11 @@ def _parquet(path: Path) -> tuple[list[str], list[numpy.ndarray]]:
     return table.column_names, columns
 
 
-TABLES = {".csv": _csv, ".parquet": _parquet}
+TABLES: dict[str, Callable[[Path], tuple[list[str], list[Any]]]] = {".csv": _csv, ".parquet": _parquet}
 
 
 def _table(
-    path: Path, header: list[str], columns: list[Sequence], target: str | None, regression: bool
+    path: Path, header: list[str], columns: list[Sequence[Any]], target: str | None, regression: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Numbers, and the target column: whole numbers or words (classes) where it holds those, else float."""
     if target is not None and target not in header:
@@ -167,7 +168,7 @@ def _table(
         x = numpy.array([_floats(column) for i, column in enumerate(columns) if i != place]).T
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: every column but the target must hold numbers ({error})") from error
-    wanted = columns[place]
+    wanted: Any = columns[place]
     for kind in (float,) if regression else (int, float):
         try:
             if not (isinstance(wanted, numpy.ndarray) and wanted.dtype.kind in "iubf"):
@@ -182,5 +183,5 @@ def _table(
     return x, numpy.array([number[word] for word in words])
 
 
-def _floats(column: Sequence) -> numpy.ndarray | list[float]:
+def _floats(column: Sequence[Any]) -> numpy.ndarray | list[float]:
     return column.astype(float) if isinstance(column, numpy.ndarray) else [float(value) for value in column]

@@ -1,11 +1,12 @@
 """The demo's picture: losses of every training, speed and memory of every step."""
 
 from pathlib import Path
+from typing import Any
 
 from .._optional import optional
 
 
-def draw(trained: list, rows: list[dict], path: Path) -> Path:
+def draw(trained: list[Any], rows: list[dict[str, Any]], path: Path) -> Path:
     """Losses by data set (fused as a line, reference as dots on it), and bars against eager and compile."""
     optional("matplotlib", "plot").use("Agg")
     pyplot = optional("matplotlib.pyplot", "plot")
@@ -33,7 +34,7 @@ def draw(trained: list, rows: list[dict], path: Path) -> Path:
     return path
 
 
-def _bars(axis, rows: list[dict], key: str, unit: float, title: str) -> None:
+def _bars(axis: Any, rows: list[dict[str, Any]], key: str, unit: float, title: str) -> None:
     places = range(len(rows))
     for offset, name in enumerate(("fastnest", "eager", "compile")):
         axis.bar([i + 0.27 * offset for i in places], [row[key][name] * unit for row in rows], 0.27, label=name)

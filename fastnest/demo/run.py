@@ -4,6 +4,7 @@ import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,14 +73,14 @@ def compare(model: torch.nn.Module, dataset: data.Dataset, fused: str) -> tuple[
 
 def train(kind: str, dataset: data.Dataset, epochs: int | None) -> Trained:
     """Trains from one seed with every backend and compares fused with reference after every epoch of the fused one."""
-    settings = {**SETTINGS[dataset.name], **({"epochs": epochs} if epochs else {})}
+    settings: dict[str, Any] = {**SETTINGS[dataset.name], **({"epochs": epochs} if epochs else {})}
     width, blocks = settings.pop("width"), settings.pop("blocks")
     names = ["cpp", "reference"] if backends()["cpp"] == "available" else ["reference"]
     fits, scores, errors = {}, {}, []
     for name in reversed(names):
         model = training.build(kind, dataset, width, blocks, seed=0)
 
-        def every_epoch(_, model=model, name=name):
+        def every_epoch(_: int, model: torch.nn.Module = model, name: str = name) -> None:
             if name == names[0]:
                 errors.append(compare(model, dataset, name))
 
@@ -107,7 +108,7 @@ def report(trained: Trained) -> bool:
     return equal
 
 
-def speed(trained: Trained) -> list[dict]:
+def speed(trained: Trained) -> list[dict[str, Any]]:
     """Forward and training step on all training rows: fastnest, plain torch, torch.compile."""
     subject, x = SUBJECTS[trained.kind], trained.data.x
     rows = []
@@ -118,7 +119,7 @@ def speed(trained: Trained) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict]) -> None:
+def table(rows: list[dict[str, Any]]) -> None:
     """Prints medians, ratios and peak memory."""
     names = ("fastnest", "eager", "compile")
     threads = torch.get_num_threads()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from .._optional import optional
 from .data import Dataset
 
 # What `fastnest train` and `report` build and fit where nothing is asked for.
-DEFAULTS = {"model": "resnest", "width": 128, "blocks": 8, "epochs": 30, "rate": 2e-3, "seed": 0}
-KINDS = {"resnest": models.ResNEst, "aresnest": models.AResNEst, "densenest": models.DenseNEst}
+DEFAULTS: dict[str, Any] = {"model": "resnest", "width": 128, "blocks": 8, "epochs": 30, "rate": 2e-3, "seed": 0}
+KINDS: dict[str, Any] = {"resnest": models.ResNEst, "aresnest": models.AResNEst, "densenest": models.DenseNEst}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def build(kind: str, data: Dataset, width: int, blocks: int, seed: int) -> torch
     if kind == "densenest":
         growth = max(1, width // blocks)
         return models.DenseNEst(*sizes, growth=growth, hidden=4 * growth, blocks=blocks)
-    return KINDS[kind](*sizes, width=width, bottleneck=max(1, width // 8), blocks=blocks)
+    model: torch.nn.Module = KINDS[kind](*sizes, width=width, bottleneck=max(1, width // 8), blocks=blocks)
+    return model
 
 
 def loss(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def score(model: torch.nn.Module, data: Dataset) -> Score:
 
 def score_of(output: Tensor, data: Dataset) -> Score:
     """Of outputs for the held-out rows."""
-    if data.is_classification:
+    if data.scale is None:
         return Score(float((output.argmax(1) == data.y_held_out).double().mean()))
     error = (output - data.y_held_out).double().square()
     spread = (data.y_held_out - data.y_held_out.mean(0)).double().square()

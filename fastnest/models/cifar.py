@@ -1,8 +1,8 @@
 """The residual networks on images of arXiv 2111.05496, with the parameter names of its published checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Block(torch.nn.Module):
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor | None, Tensor]:
         if self.conv2 is None:
             return None, F.relu(self.bn2(self.conv1(F.relu(self.bn1(x)))))
-        projection = None if self.projection is None else self.projection[0]
+        projection: Any = None if self.projection is None else self.projection[0]
         return run_residual_block(x, [self.bn1, self.bn2], [self.conv1, self.conv2], projection, return_features)
 
 
@@ -82,11 +82,12 @@ class CifarNet(torch.nn.Module):
         self.stage = torch.nn.ModuleList()
         inputs = channels[0]
         for s, width in enumerate(channels):
-            self.stage.append(torch.nn.ModuleList())
+            blocks_of_stage = torch.nn.ModuleList()
+            self.stage.append(blocks_of_stage)
             for b in range(blocks):
                 last = s == len(channels) - 1 and b == blocks - 1
                 stride = 2 if s > 0 and b == 0 else 1
-                self.stage[s].append(Block(inputs, width, stride, up=not (ending.augmented and last)))
+                blocks_of_stage.append(Block(inputs, width, stride, up=not (ending.augmented and last)))
                 inputs = width
         self.final_bn = torch.nn.BatchNorm2d(inputs) if ending.final_norm else None
         if ending.augmented:
@@ -107,11 +108,15 @@ class CifarNet(torch.nn.Module):
             elif isinstance(module, (torch.nn.BatchNorm2d, torch.nn.Linear)):
                 module.reset_parameters()
 
+    def _blocks(self) -> Iterable[Any]:
+        stages: Iterable[Any] = self.stage
+        return chain.from_iterable(stages)
+
     def _features(self, x: Tensor) -> Iterator[Tensor]:
         x = entered("cifar", x)
         yield pooled(x)
         x = self.expansion(x)
-        for block in chain.from_iterable(self.stage):
+        for block in self._blocks():
             x, v = block(x, return_features=True)
             yield pooled(v)
 
@@ -126,14 +131,17 @@ class CifarNet(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ending = KINDS[self.kind]
         if ending.augmented:
-            heads = [self.H_0, *chain.from_iterable(self.H_k)]
-            return sum(H(v) for H, v in zip(heads, self._features(x), strict=True))
+            stages: Iterable[Any] = self.H_k
+            heads = [self.H_0, *chain.from_iterable(stages)]
+            terms: list[Tensor] = [H(v) for H, v in zip(heads, self._features(x), strict=True)]
+            return sum(terms[1:], start=terms[0])
         x = self.expansion(entered("cifar", x))
-        for block in chain.from_iterable(self.stage):
+        for block in self._blocks():
             x = block(x)
-        if ending.final_norm:
+        if self.final_bn is not None:
             x = self.final_bn(x)
-        return self.linear(pooled(F.relu(x) if ending.final_relu else x))
+        y: Tensor = self.linear(pooled(F.relu(x) if ending.final_relu else x))
+        return y
 
     def extra_repr(self) -> str:
         return f"arch={self.arch!r}, kind={self.kind!r}"

@@ -1,7 +1,7 @@
 """DenseNets and DenseNEsts on images, with the parameter names of torchvision's."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class Transition(torch.nn.Module):
         self.pool = torch.nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.pool(self.relu(self.norm(x))))
+        y: Tensor = self.conv(self.pool(self.relu(self.norm(x))))
+        return y
 
 
 class DenseNet(torch.nn.Module):
@@ -80,7 +81,7 @@ class DenseNet(torch.nn.Module):
             self.features.add_module(name, part)
         self.classifier = torch.nn.Linear(channels, classes)
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(_rename_old_keys)
+        self.register_load_state_dict_pre_hook(_rename_old_keys)  # type: ignore[no-untyped-call]  # torch's own
 
     def reset_parameters(self) -> None:
         """He's initialisation of the convolutions (fan in), batch norms at weight 1 and bias 0; the classifier as
@@ -105,18 +106,19 @@ class DenseNet(torch.nn.Module):
             x = part(x)
             if name == last:
                 break
-        block = self.features.get_submodule(last)
+        block: Any = self.features.get_submodule(last)
         return list(pooled(x).split([block.in_channels, *[block.growth] * len(block)], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(entered("densenest", x))
-        return self.classifier(pooled(F.relu(x) if self.head_norm_act else x))
+        y: Tensor = self.classifier(pooled(F.relu(x) if self.head_norm_act else x))
+        return y
 
     def extra_repr(self) -> str:
         return f"arch={self.arch!r}, head_norm_act={self.head_norm_act}"
 
 
-def _rename_old_keys(module: DenseNet, state_dict: dict, prefix: str, *_) -> None:
+def _rename_old_keys(module: DenseNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for key in list(state_dict):
         if key.startswith(prefix) and OLD_KEY.search(key):
             state_dict[OLD_KEY.sub(r"\1\2.", key)] = state_dict.pop(key)

@@ -1,10 +1,11 @@
 """ResNEst, A-ResNEst and DenseNEst on vectors (arXiv 2111.05496, equations 1, 6 and 9); no linear map has a bias."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from ..nn import DenseChain, DenseGrowth, Residual, ResidualChain
 from ..nn.evaluation import evaluating
@@ -22,7 +23,7 @@ class _ResidualBlocks(torch.nn.ModuleList):
         return (x, features) if return_features else x
 
 
-def _check_modules(model: str, blocks: Sequence, options: dict[str, Any]) -> None:
+def _check_modules(model: str, blocks: Sequence[Any] | torch.nn.ModuleList, options: dict[str, Any]) -> None:
     if not blocks:
         raise ValueError(f"{model}: blocks must hold at least one module, got none")
     for i, block in enumerate(blocks):
@@ -32,7 +33,7 @@ def _check_modules(model: str, blocks: Sequence, options: dict[str, Any]) -> Non
         raise ValueError(f"{model}: {', '.join(options)} shape built-in blocks, but blocks are modules of their own")
 
 
-def _found_size(name: str, block: torch.nn.Module, width: int, device, dtype) -> int:
+def _found_size(name: str, block: torch.nn.Module, width: int, device: Device, dtype: torch.dtype | None) -> int:
     """Features that a module returns for `width` features, by calling it once on two rows of zeros in evaluation."""
     for tensor in (*block.parameters(), *block.buffers()):
         if tensor.is_floating_point():
@@ -49,7 +50,15 @@ def _found_size(name: str, block: torch.nn.Module, width: int, device, dtype) ->
     return values.shape[1]
 
 
-def _residual_blocks(model: str, width, bottleneck, blocks, last_up: bool, options: dict[str, Any], **factory):
+def _residual_blocks(
+    model: str,
+    width: int,
+    bottleneck: Any,
+    blocks: Any,
+    last_up: bool,
+    options: dict[str, Any],
+    **factory: Any,
+) -> ResidualChain | _ResidualBlocks:
     """A ResidualChain for a number of blocks; Residual blocks for a sequence of modules."""
     if not isinstance(blocks, (Sequence, torch.nn.ModuleList)):
         if bottleneck is None:
@@ -63,12 +72,13 @@ def _residual_blocks(model: str, width, bottleneck, blocks, last_up: bool, optio
         sizes = check_sizes(model, "bottleneck", bottleneck, len(blocks))
     chain = _ResidualBlocks()
     for i, (G, size) in enumerate(zip(blocks, sizes, strict=True)):
-        chain.append(Residual(G, width, size, last_up=last_up or i < len(blocks) - 1, **factory))
-        chain[i].reset_parameters(branches=len(blocks))
+        block = Residual(G, width, size, last_up=last_up or i < len(blocks) - 1, **factory)
+        block.reset_parameters(branches=len(blocks))
+        chain.append(block)
     return chain
 
 
-def _linear(inputs: int, outputs: int, fan_in: int | None = None, **factory) -> torch.nn.Linear:
+def _linear(inputs: int, outputs: int, fan_in: int | None = None, **factory: Any) -> torch.nn.Linear:
     """A linear map without bias that keeps the mean square of its input (or of fan_in features it is a part of)."""
     linear = torch.nn.Linear(inputs, outputs, bias=False, **factory)
     torch.nn.init.normal_(linear.weight, std=(fan_in or inputs) ** -0.5)
@@ -79,7 +89,15 @@ class _ResidualModel(torch.nn.Module):
     """What ResNEst and AResNEst share: expand (W_0), the chain of blocks, and the features."""
 
     def __init__(
-        self, in_features: int, out_features: int, width, bottleneck, blocks, last_up: bool, options: dict, **factory
+        self,
+        in_features: int,
+        out_features: int,
+        width: int,
+        bottleneck: Any,
+        blocks: Any,
+        last_up: bool,
+        options: dict[str, Any],
+        **factory: Any,
     ):
         super().__init__()
         model = type(self).__name__
@@ -118,18 +136,19 @@ class ResNEst(_ResidualModel):
         bottleneck: int | Sequence[int] | None = None,
         blocks: int | Sequence[torch.nn.Module],
         head_norm: bool = False,
-        device=None,
-        dtype=None,
-        **options,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ):
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_features, out_features, width, bottleneck, blocks, True, options, **factory)
         self.head_norm = torch.nn.BatchNorm1d(width, **factory) if head_norm else None
         self.head = _linear(width, out_features, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.chain(self.expand(x))
-        return self.head(x if self.head_norm is None else self.head_norm(x))
+        y: Tensor = self.head(x if self.head_norm is None else self.head_norm(x))
+        return y
 
 
 class AResNEst(_ResidualModel):
@@ -149,16 +168,17 @@ class AResNEst(_ResidualModel):
         width: int,
         bottleneck: int | Sequence[int] | None = None,
         blocks: int | Sequence[torch.nn.Module],
-        device=None,
-        dtype=None,
-        **options,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ):
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_features, out_features, width, bottleneck, blocks, False, options, **factory)
         if isinstance(self.chain, ResidualChain):
             self.feature_sizes = [self.chain.bottleneck] * self.chain.blocks
         else:
-            self.feature_sizes = [block.features for block in self.chain]
+            blocks_of_its_own: Iterable[Any] = self.chain
+            self.feature_sizes = [block.features for block in blocks_of_its_own]
         features = sum(self.feature_sizes)
         self.head_input = _linear(in_features, out_features, in_features + features, **factory)
         self.head = _linear(features, out_features, in_features + features, **factory)
@@ -171,7 +191,8 @@ class AResNEst(_ResidualModel):
     def forward(self, x: Tensor) -> Tensor:
         _, features = self.chain(self.expand(x), return_features=True)
         features = features.flatten(1) if isinstance(features, Tensor) else torch.cat(features, 1)
-        return self.head(features) + self.head_input(x)
+        y: Tensor = self.head(features) + self.head_input(x)
+        return y
 
 
 class DenseNEst(torch.nn.Module):
@@ -194,38 +215,47 @@ class DenseNEst(torch.nn.Module):
         *,
         growth: int | Sequence[int] | None = None,
         blocks: int | Sequence[torch.nn.Module],
-        device=None,
-        dtype=None,
-        **options,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ):
         super().__init__()
         check_size("DenseNEst", "in_features", in_features)
         check_size("DenseNEst", "out_features", out_features)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.chain: DenseChain | torch.nn.Sequential
         if isinstance(blocks, (Sequence, torch.nn.ModuleList)):
             _check_modules("DenseNEst", blocks, options)
-            self.chain = self._growths(in_features, growth, blocks, factory)
-            self.feature_sizes = [in_features, *(block.growth for block in self.chain)]
+            growths = self._growths(in_features, growth, blocks, factory)
+            self.chain = torch.nn.Sequential(*growths)
+            self.feature_sizes = [in_features, *(block.growth for block in growths)]
         else:
             if growth is None:
                 raise ValueError("DenseNEst: growth must be an int or one per block where blocks is a number, got None")
-            self.chain = DenseChain(in_features, growth, blocks, **options, **factory)
-            self.feature_sizes = [in_features, *self.chain.growth]
+            chain = DenseChain(in_features, growth, blocks, **options, **factory)
+            self.chain = chain
+            self.feature_sizes = [in_features, *chain.growth]
         self.head = _linear(sum(self.feature_sizes), out_features, **factory)
 
     @staticmethod
-    def _growths(in_features: int, growth, blocks: Sequence[torch.nn.Module], factory) -> torch.nn.Sequential:
+    def _growths(
+        in_features: int,
+        growth: int | Sequence[int] | None,
+        blocks: Sequence[torch.nn.Module],
+        factory: dict[str, Any],
+    ) -> list[DenseGrowth]:
         sizes = None if growth is None else check_sizes("DenseNEst", "growth", growth, len(blocks))
-        chain = torch.nn.Sequential()
+        growths = []
         for i, Q in enumerate(blocks):
             size = sizes[i] if sizes else _found_size(f"DenseNEst: blocks[{i}]", Q, in_features, **factory)
-            chain.append(DenseGrowth(Q, in_features, size))
-            in_features = chain[i].out_features
-        return chain
+            growths.append(DenseGrowth(Q, in_features, size))
+            in_features = growths[i].out_features
+        return growths
 
     def features(self, x: Tensor) -> list[Tensor]:
         """[v_0, v_1, ..., v_L] with v_0 = x, views of x_L."""
         return list(self.chain(x).split(self.feature_sizes, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.chain(x))
+        y: Tensor = self.head(self.chain(x))
+        return y

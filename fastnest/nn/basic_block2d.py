@@ -1,5 +1,8 @@
 """The pre-activation basic block on images, its parameters named as in timm's resnetv2."""
 
+import torch
+from torch.types import Device
+
 from ..reference.basic_block2d import KIND
 from .residual_block2d import ResidualBlock2d, channels_of
 
@@ -33,8 +36,8 @@ class BasicBlock2d(ResidualBlock2d):
         stride: int = 1,
         norm: str | None = "batch",
         bias: bool | None = None,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         sizes = channels_of("BasicBlock2d", in_channels, [channels], out_channels)
         super().__init__(KIND, sizes, stride, norm, bias, {"device": device, "dtype": dtype})

@@ -1,5 +1,8 @@
 """The pre-activation bottleneck block on images, its parameters named as in timm's resnetv2."""
 
+import torch
+from torch.types import Device
+
 from ..reference.bottleneck2d import KIND
 from .residual_block2d import ResidualBlock2d, channels_of
 
@@ -33,8 +36,8 @@ class Bottleneck2d(ResidualBlock2d):
         stride: int = 1,
         norm: str | None = "batch",
         bias: bool | None = None,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         sizes = channels_of("Bottleneck2d", in_channels, [channels, channels], out_channels)
         super().__init__(KIND, sizes, stride, norm, bias, {"device": device, "dtype": dtype})

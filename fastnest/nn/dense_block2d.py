@@ -1,7 +1,11 @@
 """A block of densely connected layers on images, its parameters named as in existing checkpoints."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from .image import DenseLayer, run_dense_layers
 from .sizes import check_image, check_size
@@ -10,7 +14,7 @@ from .sizes import check_image, check_size
 class _DenseLayer(torch.nn.Module):
     """The parameters of one layer; `DenseBlock2d` computes with them."""
 
-    def __init__(self, channels: int, growth: int, hidden: int | None, factory: dict):
+    def __init__(self, channels: int, growth: int, hidden: int | None, factory: dict[str, Any]):
         super().__init__()
         self.norm1 = torch.nn.BatchNorm2d(channels, **factory)
         self.relu1 = torch.nn.ReLU(inplace=True)
@@ -61,9 +65,9 @@ class DenseBlock2d(torch.nn.ModuleDict):
         bn_size: int = 4,
         bottleneck: bool = True,
         drop_rate: float = 0.0,
-        process_group=None,
-        device=None,
-        dtype=None,
+        process_group: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         for name, size in (("in_channels", in_channels), ("growth", growth), ("layers", layers), ("bn_size", bn_size)):
@@ -88,7 +92,8 @@ class DenseBlock2d(torch.nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image("DenseBlock2d", x, self.in_channels)
-        layers = [layer.modules_in_order(self.drop_rate) for layer in self.values()]
+        children: Iterable[Any] = self.values()
+        layers = [layer.modules_in_order(self.drop_rate) for layer in children]
         return run_dense_layers(x, layers, training=self.training, process_group=self.process_group)
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.types import Device
 
 from ..functional import dense_chain
 from ..reference.activation import activate, second_moment
@@ -15,7 +16,7 @@ from .sizes import check_features, check_options, check_rows, check_size, check_
 
 def _tensors(parameters: torch.nn.ParameterList | None) -> list[Tensor]:
     # The dict behind the list, which takes 1 us for every entry it looks up.
-    return [] if parameters is None else list(parameters._parameters.values())
+    return [] if parameters is None else [one for one in parameters._parameters.values() if one is not None]
 
 
 class DenseChain(torch.nn.Module):
@@ -53,8 +54,8 @@ class DenseChain(torch.nn.Module):
         pre_activation: bool = True,
         norm: str | None = None,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         check_options("DenseChain", activation, norm)
@@ -72,16 +73,16 @@ class DenseChain(torch.nn.Module):
                 torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in zip(*sizes, strict=True)
             )
 
-        def batch_norm(sizes: list[int] | None, present: bool) -> ChainNorm | None:
+        def batch_norm(sizes: list[int], present: bool) -> ChainNorm | None:
             return ChainNorm(sizes, device=device, dtype=dtype) if present and norm == "batch" else None
 
-        has_hidden = self.hidden is not None
-        self.weight = parameters(self.growth, self.hidden if has_hidden else self.widths)
+        has_hidden, hides = self.hidden is not None, self.hidden or []
+        self.weight = parameters(self.growth, self.hidden or self.widths)
         self.bias = parameters(self.growth, present=bias and (pre_activation or norm is None))
-        self.hidden_weight = parameters(self.hidden, self.widths) if has_hidden else None
-        self.hidden_bias = parameters(self.hidden) if has_hidden and bias and norm is None else None
+        self.hidden_weight = parameters(hides, self.widths) if has_hidden else None
+        self.hidden_bias = parameters(hides) if has_hidden and bias and norm is None else None
         self.input_norm = batch_norm(self.widths, present=pre_activation)
-        self.hidden_norm = batch_norm(self.hidden, present=has_hidden)
+        self.hidden_norm = batch_norm(hides, present=has_hidden)
         self.growth_norm = batch_norm(self.growth, present=not pre_activation)
         self.reset_parameters()
 
@@ -119,26 +120,30 @@ class DenseChain(torch.nn.Module):
         )
 
     @staticmethod
-    def _folded(weight: torch.nn.ParameterList | None, bias: torch.nn.ParameterList | None, norm: ChainNorm | None):
+    def _folded(
+        weight: torch.nn.ParameterList | None, bias: torch.nn.ParameterList | None, norm: ChainNorm | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """The weights and biases of the linear maps with the batch norms after them."""
-        weight, bias = _tensors(weight), _tensors(bias)
+        weights, biases = _tensors(weight), _tensors(bias)
         if norm is None:
-            return weight, bias
+            return weights, biases
         scale, shift = (t.split(norm.sizes) for t in norm.fold())
-        folded = [(w * s[:, None]).to(w.dtype) for w, s in zip(weight, scale, strict=True)]
-        return folded, [t.to(weight[0].dtype) for t in shift]
+        folded = [(w * s[:, None]).to(w.dtype) for w, s in zip(weights, scale, strict=True)]
+        return folded, [t.to(weights[0].dtype) for t in shift]
 
     def _with_batch_statistics(self, x: Tensor) -> Tensor:
         check_rows("DenseChain", x, self.in_features)
 
-        def activated(values: Tensor, norm: ChainNorm, i: int) -> Tensor:
-            return activate(self.activation, norm(values, i))
+        def activated(values: Tensor, norm: ChainNorm | None, i: int) -> Tensor:
+            return activate(self.activation, values if norm is None else norm(values, i))
+
+        weight, hidden_weight, bias = map(_tensors, (self.weight, self.hidden_weight, self.bias))
 
         for i in range(self.blocks):
             h = activated(x, self.input_norm, i) if self.pre_activation else x
-            if self.hidden_weight is not None:
-                h = activated(F.linear(h, self.hidden_weight[i]), self.hidden_norm, i)
-            q = F.linear(h, self.weight[i], None if self.bias is None else self.bias[i])
+            if hidden_weight:
+                h = activated(F.linear(h, hidden_weight[i]), self.hidden_norm, i)
+            q = F.linear(h, weight[i], bias[i] if bias else None)
             if not self.pre_activation:
                 q = activated(q, self.growth_norm, i)
             x = torch.cat([x, q], 1)

@@ -1,12 +1,13 @@
 """A module in evaluation for a while."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 @contextmanager
-def evaluating(module: torch.nn.Module):
+def evaluating(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Evaluation without gradients: no running statistics move and nothing is dropped out; modes are put back."""
     training = [one for one in module.modules() if one.training]
     module.eval()

@@ -4,7 +4,7 @@ Running statistics move here, once per training forward and exactly as torch's b
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ def norm_tensors(norms: Sequence[torch.nn.BatchNorm2d], batch: bool) -> tuple[li
     biases = [_affine(norm, "bias", 0.0) for norm in norms]
     if batch:
         return weights, biases, [], []
-    return weights, biases, [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
+    means: list[Any] = [norm.running_mean for norm in norms]
+    variances: list[Any] = [norm.running_var for norm in norms]
+    return weights, biases, means, variances
 
 
 def _affine(norm: torch.nn.BatchNorm2d, name: str, otherwise: float) -> Tensor:
@@ -56,9 +58,9 @@ def _affine(norm: torch.nn.BatchNorm2d, name: str, otherwise: float) -> Tensor:
     if tensor is not None:
         return tensor
     like = norm.running_mean
-    return torch.full(
-        (norm.num_features,), otherwise, **({} if like is None else {"dtype": like.dtype, "device": like.device})
-    )
+    if like is None:
+        return torch.full((norm.num_features,), otherwise)
+    return torch.full((norm.num_features,), otherwise, dtype=like.dtype, device=like.device)
 
 
 @torch.no_grad()
@@ -69,21 +71,22 @@ def update_running_statistics(
     moving = [i for i, norm in enumerate(norms) if norm.training and norm.running_mean is not None]
     if not moving or count == 0:
         return
-    torch._foreach_add_([norms[i].num_batches_tracked for i in moving], 1)
+    # All have what they are asked for here: a norm without a running mean has no other running statistic.
+    counts: dict[int, Any] = {i: norms[i].num_batches_tracked for i in moving}
+    torch._foreach_add_(list(counts.values()), 1)
     by_factor: dict[float, list[int]] = {}
     for i in moving:
         momentum = norms[i].momentum
-        factor = 1.0 / float(norms[i].num_batches_tracked) if momentum is None else momentum
+        factor = 1.0 / float(counts[i]) if momentum is None else momentum
         by_factor.setdefault(factor, []).append(i)
     for factor, group in by_factor.items():
-        dtype = norms[group[0]].running_mean.dtype
         unbiased = torch._foreach_mul([variances[i] for i in group], count / max(count - 1, 1))
         towards = [*(means[i] for i in group), *unbiased]
-        running = [*(norms[i].running_mean for i in group), *(norms[i].running_var for i in group)]
-        torch._foreach_lerp_(running, [t.to(dtype) for t in towards], factor)
+        running: list[Any] = [*(norms[i].running_mean for i in group), *(norms[i].running_var for i in group)]
+        torch._foreach_lerp_(running, [t.to(running[0].dtype) for t in towards], factor)
 
 
-def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool, process_group=None) -> Tensor:
+def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool, process_group: Any = None) -> Tensor:
     """[x, q_1, ..., q_L] by `functional.dense_block2d`, and the running statistics moved.
 
     Args:
@@ -124,7 +127,7 @@ def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool,
             return_statistics=True,
         )
         count = x.numel() // x.shape[1]
-    if batch:
+    if statistics is not None:
         widths = [norm.num_features for norm in norm1]
         means = [*(statistics.mean[:c] for c in widths), *statistics.hidden_mean]
         variances = [*(statistics.var[:c] for c in widths), *statistics.hidden_var]
@@ -139,13 +142,17 @@ def _mask(x: Tensor, layer: DenseLayer) -> Tensor:
     return F.dropout(ones, layer.dropout, training=True)
 
 
-def _sum_over(process_group) -> Callable[[Tensor], Tensor]:
+def _sum_over(process_group: Any) -> Callable[[Tensor], Tensor]:
     from torch.distributed.nn.functional import all_reduce
 
-    return lambda tensor: all_reduce(tensor, group=process_group)
+    def summed(tensor: Tensor) -> Tensor:
+        total: Tensor = all_reduce(tensor, group=process_group)
+        return total
+
+    return summed
 
 
-RESIDUAL_BLOCKS = {
+RESIDUAL_BLOCKS: dict[int, tuple[str, Callable[..., Any], int]] = {
     2: ("BasicBlock2d", basic_block2d, basic_kind.strided),
     3: ("Bottleneck2d", bottleneck2d, bottleneck_kind.strided),
 }
@@ -174,6 +181,7 @@ def run_residual_block(
     weights, biases, means, variances = norm_tensors(norms, batch)
     stride = convs[strided].stride[0]
     shortcut = {} if projection is None else {"projection": projection.weight, "projection_bias": projection.bias}
+    y: Tensor
     y, *features, statistics = op(
         x,
         [conv.weight for conv in convs],
@@ -192,7 +200,7 @@ def run_residual_block(
         # Norms up to the convolution with the stride read larger images than those behind it.
         for group, image in ((slice(strided + 1), x), (slice(strided + 1, None), y)):
             update_running_statistics(norms[group], statistics[0][group], statistics[1][group], _pixels(image))
-    return (y, *features) if features else y
+    return (y, features[0]) if features else y
 
 
 def _pixels(x: Tensor) -> int:

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.types import Device
 
 
 class ChainNorm(torch.nn.Module):
@@ -14,7 +15,18 @@ class ChainNorm(torch.nn.Module):
     Parameters and running statistics are those of one torch.nn.BatchNorm1d per block, end to end in [sum(sizes)].
     """
 
-    def __init__(self, sizes: Sequence[int], eps: float = 1e-5, momentum: float = 0.1, device=None, dtype=None):
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.sizes, self.eps, self.momentum = tuple(sizes), eps, momentum
         self.begins = (0, *accumulate(self.sizes))

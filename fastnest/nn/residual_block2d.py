@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from .sizes import check_image, check_size
 class ResidualBlock2d(torch.nn.Module):
     """A pre-activation residual block with the convolutions of `kind`, from channels[0] to channels[-1] channels."""
 
-    def __init__(self, kind: Kind, channels: Sequence[int], stride: int, norm: str | None, bias: bool | None, factory):
+    def __init__(
+        self,
+        kind: Kind,
+        channels: Sequence[int],
+        stride: int,
+        norm: str | None,
+        bias: bool | None,
+        factory: dict[str, Any],
+    ):
         super().__init__()
         name = type(self).__name__
         if stride not in (1, 2):
@@ -45,13 +54,13 @@ class ResidualBlock2d(torch.nn.Module):
             elif isinstance(module, torch.nn.BatchNorm2d):
                 module.reset_parameters()
 
-    def _children(self, name: str) -> list[torch.nn.Module]:
+    def _children(self, name: str) -> list[Any]:
         """norm1, norm2, ... or conv1, conv2, ..."""
         return [child for key, child in self._modules.items() if key.startswith(name)]
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         check_image(type(self).__name__, x, self.in_channels)
-        projection = None if self.downsample is None else self.downsample.conv
+        projection: Any = None if self.downsample is None else self.downsample.conv
         return run_residual_block(x, self._children("norm"), self._children("conv"), projection, return_features)
 
     def extra_repr(self) -> str:

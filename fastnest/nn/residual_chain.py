@@ -1,8 +1,11 @@
 """Residual blocks on rows: the fused chain of bottlenecks, and x + W G(x) for any module G."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.types import Device
 
 from ..functional import residual_chain
 from ..reference.activation import activate, second_moment
@@ -47,8 +50,8 @@ class ResidualChain(torch.nn.Module):
         norm: str | None = None,
         bias: bool = True,
         last_up: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         name = type(self).__name__
@@ -58,17 +61,17 @@ class ResidualChain(torch.nn.Module):
         self.width, self.bottleneck, self.blocks, self.last_up = m, k, l, last_up
         self.activation, self.pre_activation, self.norm = activation, pre_activation, norm
 
-        def parameter(*shape: int, present: bool = True) -> torch.nn.Parameter | None:
-            return torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if present else None
+        def parameter(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         def batch_norm(features: int, present: bool = True) -> ChainNorm | None:
             return ChainNorm([features] * l, device=device, dtype=dtype) if present and norm == "batch" else None
 
         bias = bias and norm is None
         self.down = parameter(l, k, m)
-        self.down_bias = parameter(l, k, present=bias)
-        self.mid = parameter(l, k, k, present=mid)
-        self.mid_bias = parameter(l, k, present=mid and bias)
+        self.down_bias = parameter(l, k) if bias else None
+        self.mid = parameter(l, k, k) if mid else None
+        self.mid_bias = parameter(l, k) if mid and bias else None
         self.up = parameter(l if last_up else l - 1, m, k)
         self.up.requires_grad_(self.up.numel() > 0)  # DDP waits for the gradient of every parameter that wants one
         self.width_norm = batch_norm(m, present=pre_activation)
@@ -100,7 +103,9 @@ class ResidualChain(torch.nn.Module):
         if self.norm == "batch" and self.training:
             return self._with_batch_statistics(x, return_features)
         down, down_bias = self._folded(self.down, self.down_bias, self.down_norm)
-        mid, mid_bias = self._folded(self.mid, self.mid_bias, self.mid_norm)
+        mid, mid_bias = None, None
+        if self.mid is not None:
+            mid, mid_bias = self._folded(self.mid, self.mid_bias, self.mid_norm)
         scale = shift = None
         if self.width_norm is not None:
             scale, shift = (t.view(self.blocks, self.width).to(self.down.dtype) for t in self.width_norm.fold())
@@ -120,7 +125,7 @@ class ResidualChain(torch.nn.Module):
         )
         return result if return_features or self.last_up else result[0]
 
-    def _folded(self, weight: Tensor | None, bias: Tensor | None, norm: ChainNorm | None):
+    def _folded(self, weight: Tensor, bias: Tensor | None, norm: ChainNorm | None) -> tuple[Tensor, Tensor | None]:
         """weight [l, k, ...] and bias [l, k] of the linear map with the batch norm after it."""
         if norm is None:
             return weight, bias
@@ -132,11 +137,15 @@ class ResidualChain(torch.nn.Module):
         downs, ups = self.down.unbind(0), self.up.unbind(0)
         mids = None if self.mid is None else self.mid.unbind(0)
         features = []
+
+        def activated(values: Tensor, norm: ChainNorm | None, i: int) -> Tensor:
+            return activate(self.activation, values if norm is None else norm(values, i))
+
         for i in range(self.blocks):
-            a = x if self.width_norm is None else activate(self.activation, self.width_norm(x, i))
-            v = activate(self.activation, self.down_norm(F.linear(a, downs[i]), i))
+            a = x if self.width_norm is None else activated(x, self.width_norm, i)
+            v = activated(F.linear(a, downs[i]), self.down_norm, i)
             if mids is not None:
-                v = activate(self.activation, self.mid_norm(F.linear(v, mids[i]), i))
+                v = activated(F.linear(v, mids[i]), self.mid_norm, i)
             features.append(v)
             if i < len(ups):
                 x = x + F.linear(v, ups[i])
@@ -153,7 +162,7 @@ class ResidualChain(torch.nn.Module):
 class Bottleneck(ResidualChain):
     """One bottleneck residual block, x + up f(down f(x) + down_bias): a `ResidualChain` of one, with its arguments."""
 
-    def __init__(self, width: int, bottleneck: int, **options):
+    def __init__(self, width: int, bottleneck: int, **options: Any):
         super().__init__(width, bottleneck, 1, **options)
 
 
@@ -171,7 +180,16 @@ class Residual(torch.nn.Module):
     Called with x [n, m] it returns y [n, m]; with return_features=True, (y, G(x) [n, k]).
     """
 
-    def __init__(self, G: torch.nn.Module, width: int, features: int, *, last_up: bool = True, device=None, dtype=None):
+    def __init__(
+        self,
+        G: torch.nn.Module,
+        width: int,
+        features: int,
+        *,
+        last_up: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if not isinstance(G, torch.nn.Module):
             raise TypeError(f"Residual: G must be a torch.nn.Module, got {type(G).__name__}")

@@ -10,6 +10,10 @@ from torch import Tensor
 from .. import _backend
 from ..reference.activation import ACTIVATIONS
 
+Name = TypeVar("Name")
+Wanted = tuple[Name, Tensor | None, tuple[int, ...]]  # what an argument is called, itself, the shape it should have
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,7 +32,7 @@ def check_activation(op: str, activation: str) -> None:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-def misfit(x: Tensor, expected: Iterable[tuple[str, Tensor | None, tuple[int, ...]]]) -> tuple | None:
+def misfit(x: Tensor, expected: Iterable[Wanted[Name]]) -> Wanted[Name] | None:
     """The first (name, tensor, shape) without that shape or x's dtype and device; an absent tensor (None) fits.
 
     Says no more than that, because it runs before every op: 0.3 us a tensor. `raise_misfit` finds the words.
@@ -46,7 +50,7 @@ def misfit(x: Tensor, expected: Iterable[tuple[str, Tensor | None, tuple[int, ..
     return None
 
 
-def raise_misfit(op: str, x: Tensor, wanted: tuple[str, Tensor, tuple[int, ...]], match: str) -> NoReturn:
+def raise_misfit(op: str, x: Tensor, wanted: Wanted[str], match: str) -> NoReturn:
     """What does not fit about a tensor that should have had this shape to match the argument named in `match`."""
     name, tensor, shape = wanted
     if not isinstance(tensor, Tensor):
@@ -66,21 +70,21 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def cast(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
     """As autocast casts: floating point tensors, but never float64."""
     if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype is not torch.float64:
         return tensor.to(dtype)
     return tensor
 
 
-def rows(name: str, x: Tensor | None) -> Tensor | None:
+def rows(name: str, x: MaybeTensor) -> MaybeTensor:
     """x [n, m] for a kernel, which wants consecutive features: x itself, or a copy where its last stride is not 1."""
     if x is None or x.is_contiguous() or x.stride(1) == 1:
         return x
     return _copied(name, x)
 
 
-def contiguous(name: str, tensor: Tensor | None) -> Tensor | None:
+def contiguous(name: str, tensor: MaybeTensor) -> MaybeTensor:
     """A tensor for a kernel, which wants it contiguous: itself, or a copy where it is not."""
     return tensor if tensor is None or tensor.is_contiguous() else _copied(name, tensor)
 

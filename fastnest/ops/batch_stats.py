@@ -1,5 +1,7 @@
 """batch_stats: mean and variance of every channel in one pass over memory."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,13 +20,13 @@ class BatchStatsFunction(torch.autograd.Function):
     """The kernel, and the definition's gradient: one elementwise pass that no kernel would shorten."""
 
     @staticmethod
-    def forward(ctx, backend, x):
+    def forward(ctx: Any, backend: str, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = forward_kernels[backend](x)
         ctx.save_for_backward(x, mean)
         return mean, var
 
     @staticmethod
-    def backward(ctx, dmean, dvar):
+    def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[None, Tensor]:
         x, mean = ctx.saved_tensors
         return None, reference.batch_stats_backward(dmean, dvar, x, mean)
 
@@ -52,4 +54,5 @@ def batch_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference.batch_stats_forward(x)
     x = channels_last("x", x) if is_image else rows("x", x)
-    return BatchStatsFunction.apply(backend, x) if need_grad((x,)) else forward_kernels[backend](x)
+    mean, var = BatchStatsFunction.apply(backend, x) if need_grad((x,)) else forward_kernels[backend](x)
+    return mean, var

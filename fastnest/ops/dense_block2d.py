@@ -9,7 +9,7 @@ from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
-from .arguments import autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import Wanted, autocast_dtype, cast, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
@@ -23,6 +23,7 @@ from .image import (
 
 OP = "dense_block2d"
 NORMS = Weights._fields[2:10]
+Expected = Wanted[tuple[str, int]]
 
 
 def check(x: Tensor, weights: Weights) -> None:
@@ -53,8 +54,10 @@ def check(x: Tensor, weights: Weights) -> None:
                 raise TypeError(f"{OP}: {name}[{i}] must be a torch.Tensor, got {type(weight).__name__}")
             if weight.dim() != 4 or weight.shape[0] < 1:
                 raise ValueError(f"{OP}: {name}[{i}] must be a 4-d convolution weight, got {list(weight.shape)}")
-    convolutions, norms = zip(*_expected(x, weights), strict=True)
-    wrong = misfit_beside_norms(x, chain(*convolutions), chain(*norms))
+    expected = list(_expected(x, weights))
+    convolutions = chain.from_iterable(layer for layer, _ in expected)
+    norms = chain.from_iterable(layer for _, layer in expected)
+    wrong = misfit_beside_norms(x, convolutions, norms)
     if wrong is not None:
         (name, i), tensor, shape = wrong
         reads = x.shape[1] + sum(weight.shape[0] for weight in weights.conv2[:i])
@@ -64,18 +67,18 @@ def check(x: Tensor, weights: Weights) -> None:
         raise_misfit(OP, x, (f"{name}[{i}]", tensor, shape), match)
 
 
-def _expected(x: Tensor, weights: Weights) -> Iterator[tuple[list, list]]:
+def _expected(x: Tensor, weights: Weights) -> Iterator[tuple[list[Expected], list[Expected]]]:
     """Per layer what `misfit` takes: convolutions and dropout, and batch norms, which may be of another dtype."""
     n, width, *size = x.shape
     for i, conv2 in enumerate(weights.conv2):
         d = conv2.shape[0]
-        hidden = weights.conv1[i].shape[0] if weights.conv1 else None
-        convolutions = [(("conv2", i), conv2, (d, hidden or width, 3, 3))]
+        hidden = weights.conv1[i].shape[0] if weights.conv1 else 0
+        convolutions: list[Expected] = [(("conv2", i), conv2, (d, hidden or width, 3, 3))]
         if hidden:
             convolutions.append((("conv1", i), weights.conv1[i], (hidden, width, 1, 1)))
         if weights.dropout:
             convolutions.append((("dropout", i), weights.dropout[i], (n, d, *size)))
-        norms = []
+        norms: list[Expected] = []
         for name in NORMS:
             tensors = getattr(weights, name)
             if tensors:

@@ -1,6 +1,7 @@
 """dense_block2d: the kernels' forward and backward, joined for autograd."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ class DenseBlock2dFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, backend, eps, lengths, x, *flat):
+    def forward(
+        ctx: Any, backend: str, eps: float, lengths: tuple[int, ...], x: Tensor, *flat: Tensor
+    ) -> tuple[Tensor, ...]:
         y, z, mean, var, z_mean, z_var = forward_kernels[backend](x, *unflat(Weights, flat, lengths), eps, True)
         statistics = (mean, var, *z_mean, *z_var)
         ctx.mark_non_differentiable(*statistics)
@@ -36,7 +39,7 @@ class DenseBlock2dFunction(torch.autograd.Function):
         return y, *statistics
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         y, *rest = ctx.saved_tensors
         count = sum(ctx.lengths)
         weights, z, statistics = (

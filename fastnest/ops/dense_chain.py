@@ -10,6 +10,7 @@ from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
 from . import dense_chain_autograd as autograd
 from .arguments import (
+    Wanted,
     autocast_dtype,
     cast,
     check_activation,
@@ -38,8 +39,8 @@ def check(x: Tensor, weights: Weights, activation: str) -> None:
     # `not`, as torch 2.11 compiles no bool() of a list.
     if (not weights.scale) != (not weights.shift):
         raise ValueError(f"{OP}: scale and shift go together, got {'scale' if weights.scale else 'shift'} alone")
-    expected, width = [], x.shape[1]
-    reads, hides = [], []  # per block: m_{i-1}, and h_i (0: no hidden layer)
+    expected: list[Wanted[tuple[str, int]]] = []
+    width, reads, hides = x.shape[1], [], []  # per block: m_{i-1}, and h_i (0: no hidden layer)
     for i, weight in enumerate(weights.weight):
         d, h = _rows("weight", i, weight), 0
         if weights.hidden_weight:
@@ -52,7 +53,7 @@ def check(x: Tensor, weights: Weights, activation: str) -> None:
         if weights.bias:
             expected.append((("bias", i), weights.bias[i], (d,)))
         if weights.scale:
-            expected += (("scale", i), weights.scale[i], (width,)), (("shift", i), weights.shift[i], (width,))
+            expected += [(("scale", i), weights.scale[i], (width,)), (("shift", i), weights.shift[i], (width,))]
         reads.append(width)
         hides.append(h)
         width += d
@@ -138,13 +139,16 @@ def dense_chain(
     backend = _backend.choose(OP, x, None, limit, n=n, m=m, d=len(weights.weight[0]), l=len(weights.weight))
     if backend == "reference":
         return reference.dense_chain_forward(x, weights, activation, pre_activation)
+    y: Tensor
     x = rows("x", x)
     weights = Weights(*([contiguous("a weight", t) for t in tensors] for tensors in weights))
     flat = [t for tensors in weights for t in tensors]
     if not need_grad((x, *flat)):
         y, _ = autograd.forward_kernels[backend](x, *weights, activation, pre_activation, False)
-        return y
-    return autograd.DenseChainFunction.apply(backend, activation, pre_activation, tuple(map(len, weights)), x, *flat)
+    else:
+        options = backend, activation, pre_activation, tuple(map(len, weights))
+        y = autograd.DenseChainFunction.apply(*options, x, *flat)
+    return y
 
 
 def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:

@@ -1,6 +1,9 @@
 """dense_chain: the kernels' forward and backward, joined for autograd."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
@@ -15,8 +18,17 @@ class DenseChainFunction(torch.autograd.Function):
     """The kernels' forward and backward. Keeps y (x is its first columns), the weights and `hidden`."""
 
     @staticmethod
-    def forward(ctx, backend, activation, pre_activation, lengths, x, *flat):
+    def forward(
+        ctx: Any,
+        backend: str,
+        activation: str,
+        pre_activation: bool,
+        lengths: tuple[int, ...],
+        x: Tensor,
+        *flat: Tensor,
+    ) -> Tensor:
         weights = unflat(Weights, flat, lengths)
+        y: Tensor
         y, hidden = forward_kernels[backend](x, *weights, activation, pre_activation, True)
         ctx.save_for_backward(y, hidden, *flat)
         ctx.backend, ctx.activation, ctx.pre_activation = backend, activation, pre_activation
@@ -24,7 +36,7 @@ class DenseChainFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, hidden, *flat = ctx.saved_tensors
         weights = unflat(Weights, flat, ctx.lengths)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -7,11 +7,9 @@ from torch import Tensor
 
 from .. import _backend
 from ..reference.batch_stats import wide_dtype
-from .arguments import DTYPES, misfit
+from .arguments import DTYPES, Name, Wanted, misfit
 
 MOST_PIXELS = 2**31 - 2**10  # on a GPU: less a tile
-
-Wanted = tuple[object, Tensor | None, tuple[int, ...]]  # name, tensor, the shape it should have
 
 
 def check_image(op: str, x: Tensor) -> None:
@@ -83,7 +81,9 @@ def norm_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     return (x.dtype,) if x.dtype is wide_dtype(x.dtype) else (x.dtype, torch.float32)
 
 
-def misfit_beside_norms(x: Tensor, others: Iterable[Wanted], norms: Iterable[Wanted]) -> Wanted | None:
+def misfit_beside_norms(
+    x: Tensor, others: Iterable[Wanted[Name]], norms: Iterable[Wanted[Name]]
+) -> Wanted[Name] | None:
     """As `misfit`; all of the norms have one of the dtypes that theirs may be."""
     wrong, norms = misfit(x, others), list(norms)
     for dtype in norm_dtypes(x):

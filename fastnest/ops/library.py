@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from .. import _backend
 _triton = torch.library.Library("fastnest_triton", "DEF")
 
 
-def kernels(name: str, fake: Callable) -> dict[str, Callable]:
+def kernels(name: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """The operator `name` of every backend that has it here, by backend; all have the signature of `fake`.
 
     The compiled ones are one operator, which runs by the device of its tensors. Triton's is the function of that name
@@ -28,10 +29,10 @@ def kernels(name: str, fake: Callable) -> dict[str, Callable]:
     return found
 
 
-def _launcher(name: str) -> Callable:
+def _launcher(name: str) -> Callable[..., Any]:
     op = name.removesuffix("_forward").removesuffix("_backward")
 
-    def launch(*arguments):
+    def launch(*arguments: Any) -> Any:
         function = getattr(import_module(f"fastnest.kernels.{op}"), name)
         tensor = next(argument for argument in arguments if argument is not None)
         with _backend.device_of(tensor):

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from .. import _backend
-from ..reference.residual_block2d import Weights, residual_block2d_forward
+from ..reference.residual_block2d import Statistics, Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
-from .arguments import autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import Wanted, autocast_dtype, cast, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
@@ -75,7 +75,7 @@ def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
             raise ValueError(f"{op}: batch statistics need more than one value per channel behind stride {stride} too")
 
 
-def _convolutions(op: str, x: Tensor, weights: Weights) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+def _convolutions(op: str, x: Tensor, weights: Weights) -> Iterator[Wanted[str]]:
     """What `misfit` takes: everything but the batch norms, which may be of another dtype."""
     c = x.shape[1]
     for i, (weight, kernel) in enumerate(zip(weights.conv, autograd.KINDS[op].kernels, strict=True)):
@@ -90,7 +90,7 @@ def _convolutions(op: str, x: Tensor, weights: Weights) -> Iterator[tuple[str, T
         yield "projection_bias", weights.projection_bias[0], (c,)
 
 
-def _norms(x: Tensor, weights: Weights) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+def _norms(x: Tensor, weights: Weights) -> Iterator[Wanted[str]]:
     reads = [x.shape[1], *(weight.shape[0] for weight in weights.conv[:-1])]
     for name in NORMS:
         for i, tensor in enumerate(getattr(weights, name)):
@@ -105,7 +105,7 @@ def residual_block2d(
     eps: float,
     return_features: bool,
     return_statistics: bool,
-):
+) -> Tensor | tuple[Tensor | Statistics | None, ...]:
     """The op of that name on arguments from `weights_of`: y, and what else was asked for in a tuple behind it."""
     dtype = autocast_dtype(x)
     if dtype is not None:
@@ -113,15 +113,20 @@ def residual_block2d(
         weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
     check(op, x, weights, stride)
     backend = _backend.choose(op, x, triton_limit(x))
+    y: Tensor
+    features: Tensor | None
     if backend == "reference":
         y, features, statistics = residual_block2d_forward(autograd.KINDS[op], x, weights, stride, eps)
     else:
         y, features, statistics = _by_kernel(op, backend, x, weights, stride, eps, return_features)
-    asked = (features,) * return_features + (statistics,) * return_statistics
-    return (y, *asked) if asked else y
+    if not (return_features or return_statistics):
+        return y
+    return y, *((features,) if return_features else ()), *((statistics,) if return_statistics else ())
 
 
-def _by_kernel(op: str, backend: str, x: Tensor, weights: Weights, stride: int, eps: float, return_features: bool):
+def _by_kernel(
+    op: str, backend: str, x: Tensor, weights: Weights, stride: int, eps: float, return_features: bool
+) -> tuple[Tensor, Tensor | None, Statistics | None]:
     image = channels_last("x", x)
     weights = Weights(
         *(
@@ -137,8 +142,9 @@ def _by_kernel(op: str, backend: str, x: Tensor, weights: Weights, stride: int, 
         features = others.pop(0) if return_features else None
         mean, var = others[: len(others) // 2], others[len(others) // 2 :]
     else:
-        options = stride, eps, return_features, False
-        y, features, _, mean, var = autograd.kernel_forward(op, backend, image, weights, *options)
-    if return_features:
+        y, features, _, mean, var = autograd.kernel_forward(
+            op, backend, image, weights, stride, eps, return_features, False
+        )
+    if features is not None and return_features:
         features = in_format_of(x, features)
     return in_format_of(x, y), features, (mean, var) if weights.batch else None

@@ -1,5 +1,8 @@
 """bottleneck2d and basic_block2d: the kernels' forwards and backwards, joined for autograd."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,9 +23,10 @@ KERNELS = {
 
 def kernel_forward(
     op: str, backend: str, x: Tensor, weights: Weights, stride: int, eps: float, features: bool, save: bool
-):
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The kernels' (y, features, hidden, mean, var)."""
-    return KERNELS[f"{op}_forward"][backend](x, *_for_kernel(weights), stride, eps, features, save)
+    y, v, hidden, mean, var = KERNELS[f"{op}_forward"][backend](x, *_for_kernel(weights), stride, eps, features, save)
+    return y, v, hidden, mean, var
 
 
 class ResidualBlock2dFunction(torch.autograd.Function):
@@ -32,7 +36,17 @@ class ResidualBlock2dFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, op, backend, stride, eps, return_features, lengths, x, *flat):
+    def forward(
+        ctx: Any,
+        op: str,
+        backend: str,
+        stride: int,
+        eps: float,
+        return_features: bool,
+        lengths: tuple[int, ...],
+        x: Tensor,
+        *flat: Tensor,
+    ) -> tuple[Tensor, ...]:
         weights = unflat(Weights, flat, lengths)
         y, features, hidden, mean, var = kernel_forward(op, backend, x, weights, stride, eps, return_features, True)
         ctx.save_for_backward(x, *flat, *hidden, *mean, *var)
@@ -43,7 +57,7 @@ class ResidualBlock2dFunction(torch.autograd.Function):
         return y, *((features,) if return_features else ()), *mean, *var
 
     @staticmethod
-    def backward(ctx, dy, *others):
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         dfeatures = others[0] if ctx.return_features else None
         x, *rest = ctx.saved_tensors
         weights, rest = unflat(Weights, rest, ctx.lengths), rest[sum(ctx.lengths) :]
@@ -58,7 +72,14 @@ class ResidualBlock2dFunction(torch.autograd.Function):
         return (None,) * 6 + (dx, *(d for name, none in nothing.items() for d in by_list.get(name, none)))
 
 
-def _kernel_backward(ctx, dy, dfeatures, x, weights, saved) -> tuple[Tensor, dict[str, list[Tensor]]]:
+def _kernel_backward(
+    ctx: Any,
+    dy: Tensor | None,
+    dfeatures: Tensor | None,
+    x: Tensor,
+    weights: Weights,
+    saved: Sequence[Tensor],
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
     hidden, statistics = saved[: len(weights.conv) - 1], saved[len(weights.conv) - 1 :]
     training, half = weights.batch, len(statistics) // 2
     if training:
@@ -72,7 +93,7 @@ def _kernel_backward(ctx, dy, dfeatures, x, weights, saved) -> tuple[Tensor, dic
     return dx, {name: gradients[: len(getattr(weights, name))] for name, gradients in found}
 
 
-def _for_kernel(weights: Weights) -> tuple:
+def _for_kernel(weights: Weights) -> tuple[Any, ...]:
     *lists, projection, projection_bias = weights
     return *lists, *(one[0] if one else None for one in (projection, projection_bias))
 

@@ -25,6 +25,7 @@ OP = "residual_chain"
 MOST_FEATURES = 128  # in Triton: of a block that a multiprocessor has room for
 # In CUDA C++: the width of a block of threads, of which a cluster has 8; and the most features by what room they have.
 CUDA_WIDTH, CUDA_CLUSTER = 1024, 8
+OPTIONAL = ("down_bias", "mid", "mid_bias", "scale", "shift")
 
 
 def check(inputs: Inputs, activation: str, return_features: bool) -> None:
@@ -132,22 +133,26 @@ def residual_chain(
     inputs = Inputs(x, down, down_bias, mid, mid_bias, up, scale, shift)
     dtype = autocast_dtype(x)
     if dtype is not None:
-        inputs = Inputs(*(cast(tensor, dtype) for tensor in inputs))
+        optional = {name: cast(getattr(inputs, name), dtype) for name in OPTIONAL}
+        inputs = Inputs(x=cast(x, dtype), down=cast(down, dtype), up=cast(up, dtype), **optional)
     check(inputs, activation, return_features)
     l, k, m = inputs.down.shape
     backend = _backend.choose(
         OP, inputs.x, triton_limit(k), partial(cuda_limit, inputs), n=inputs.x.shape[0], m=m, k=k, l=l
     )
+    y: Tensor
+    features: Tensor | None
     if backend == "reference":
         y, features = reference.residual_chain_forward(*inputs, activation, pre_activation, return_features)
-        return (y, features) if return_features else y
-    inputs = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
-    if not need_grad(inputs):
+        return y if features is None else (y, features)
+    laid_out = [rows("x", inputs.x), *map(contiguous, Inputs._fields[1:], inputs[1:])]
+    if not need_grad(laid_out):
         run = autograd.forward_kernels[backend]
-        y, features, _, _ = run(*inputs, activation, pre_activation, return_features, False)
-        return (y, features) if return_features else y
-    options = backend, activation, pre_activation, return_features
-    if not return_features:
-        return autograd.ResidualChainFunction.apply(*options, *inputs)
-    y, features = autograd.ResidualChainFunction.apply(*options, *inputs)
+        y, features, _, _ = run(*laid_out, activation, pre_activation, return_features, False)
+    else:
+        options = backend, activation, pre_activation, return_features
+        result = autograd.ResidualChainFunction.apply(*options, *laid_out)
+        y, features = result if return_features else (result, None)
+    if not return_features or features is None:
+        return y
     return y, features.squeeze(2) if features.dim() == 4 else features

@@ -1,6 +1,10 @@
 """residual_chain: the kernels' forward and backward, joined for autograd."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..reference import residual_chain as reference
 from ..reference.residual_chain import Inputs
@@ -18,7 +22,10 @@ class ResidualChainFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, backend, activation, pre_activation, return_features, *inputs):
+    def forward(
+        ctx: Any, backend: str, activation: str, pre_activation: bool, return_features: bool, *inputs: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        y: Tensor
         run = forward_kernels[backend]
         y, features, hidden, stream = run(*inputs, activation, pre_activation, return_features, True)
         # The kernel's float32 stream ends in y itself; a rounded y would not give the stream back.
@@ -31,9 +38,10 @@ class ResidualChainFunction(torch.autograd.Function):
         return y, hidden if reference.features_in_hidden(activation, Inputs(*inputs).mid) else features
 
     @staticmethod
-    def backward(ctx, dy, dfeatures=None):
-        *inputs, stream, hidden = ctx.saved_tensors
-        inputs = Inputs(*inputs)
+    def backward(ctx: Any, dy: Tensor | None, dfeatures: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        *saved, stream, hidden = ctx.saved_tensors
+        inputs = Inputs(*saved)
+        gradients: Sequence[Tensor | None]
         if dfeatures is not None and dfeatures.dim() == 4:
             dfeatures = dfeatures.squeeze(2)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -1,6 +1,7 @@
 """The activations of every op: the function, its gradient, and what a backward has to remember of it."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
@@ -21,7 +22,8 @@ def _leaky_relu_backward(df: Tensor, z: Tensor) -> Tensor:
 
 def _gelu_backward(df: Tensor, z: Tensor, approximate: str = "none") -> Tensor:
     # Phi(z) + z phi(z), or the derivative of z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2.
-    return torch.ops.aten.gelu_backward(df, z, approximate=approximate)
+    dz: Tensor = torch.ops.aten.gelu_backward(df, z, approximate=approximate)
+    return dz
 
 
 def _silu_backward(df: Tensor, z: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def _tanh_backward(df: Tensor, z: Tensor) -> Tensor:
 
 
 # name -> (z -> f(z), (df, z) -> f'(z) df)
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (torch.relu, _relu_backward),
     "gelu": (F.gelu, _gelu_backward),
     "gelu_tanh": (partial(F.gelu, approximate="tanh"), partial(_gelu_backward, approximate="tanh")),

@@ -10,7 +10,7 @@ For i = 1..L, with x_0 = x [n, c_0, h, w] and N1_i, N2_i batch norms:
 Every list has one tensor per layer, or none at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -38,8 +38,10 @@ class Weights(NamedTuple):
     dropout: Sequence[Tensor]
 
     def norms(self, i: int) -> tuple[Norm, Norm | None]:
-        fields = [one[i] if one else None for one in self[2:10]]
-        return Norm(*fields[:4]), Norm(*fields[4:]) if self.conv1 else None
+        first = Norm(self.norm1_weight[i], self.norm1_bias[i], *(one[i] for one in self[4:6] if one))
+        if not self.conv1:
+            return first, None
+        return first, Norm(self.norm2_weight[i], self.norm2_bias[i], *(one[i] for one in self[8:10] if one))
 
 
 # What a backward has gradients for, in this order after x's own.
@@ -59,13 +61,14 @@ def dense_block2d_forward(
     x: Tensor, weights: Weights, eps: float, all_reduce: AllReduce | None = None
 ) -> tuple[Tensor, Statistics | None]:
     """y = x_L [n, c_L, h, w], and the batch statistics where they are used."""
-    hidden = []
+    hidden: list[tuple[Tensor, Tensor]] = []
     for i, conv2 in enumerate(weights.conv2):
         norm1, norm2 = weights.norms(i)
         a, _ = norm_relu(x, norm1, eps, all_reduce)
         if norm2 is not None:
-            a, stats = norm_relu(F.conv2d(a, weights.conv1[i]), norm2, eps, all_reduce)
-            hidden.append(stats)
+            a, batch = norm_relu(F.conv2d(a, weights.conv1[i]), norm2, eps, all_reduce)
+            if batch is not None:
+                hidden.append(batch)
         q = F.conv2d(a, conv2, padding=1)
         if weights.dropout:
             q = q * weights.dropout[i]
@@ -117,7 +120,7 @@ def dense_block2d_forward_fake(
     """Shapes and dtypes of the kernels' (y, z, mean, var, z_mean, z_var), for torch.compile."""
     batch, channels = not norm1_mean, x.shape[1] + sum(w.shape[0] for w in conv2)
 
-    def vectors(sizes):
+    def vectors(sizes: Iterable[int]) -> list[Tensor]:
         return [x.new_empty(size, dtype=torch.float32) for size in sizes]
 
     hidden = [w.shape[0] for w in conv1]
@@ -147,5 +150,9 @@ def dense_block2d_backward_fake(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile."""
     dx = empty_image(y, y.shape[1] - sum(w.shape[0] for w in conv2))
-    learned = (conv1, conv2, norm1_weight, norm1_bias, norm2_weight, norm2_bias)
-    return dx, *([t.new_empty(t.shape) for t in tensors] for tensors in learned)
+
+    def like(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors]
+
+    norms = like(norm1_weight), like(norm1_bias), like(norm2_weight), like(norm2_bias)
+    return dx, like(conv1), like(conv2), *norms

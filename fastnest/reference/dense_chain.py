@@ -30,14 +30,36 @@ class Weights(NamedTuple):
     scale: Sequence[Tensor]
     shift: Sequence[Tensor]
 
-    def block(self, i: int) -> list[Tensor | None]:
-        return [blocks[i] if blocks else None for blocks in self]
+    def block(self, i: int) -> "_Block":
+        optional = (blocks[i] if blocks else None for blocks in self[1:])
+        return _Block(self.weight[i], *optional)
 
 
-def _growth(x: Tensor, block: list[Tensor | None], activation: str, pre_activation: bool) -> dict[str, Tensor | None]:
-    """Every value of one block by name: u, a = what the first linear map reads, z_h, h, z = before and q."""
+class _Block(NamedTuple):
+    """The weights of one block; None is absent."""
+
+    weight: Tensor
+    bias: Tensor | None
+    hidden_weight: Tensor | None
+    hidden_bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+class _Values(NamedTuple):
+    """Every value of one block: a is what the first linear map reads, z_h None without a hidden layer."""
+
+    u: Tensor
+    a: Tensor
+    z_h: Tensor | None
+    h: Tensor
+    z: Tensor
+    q: Tensor
+
+
+def _growth(x: Tensor, block: _Block, activation: str, pre_activation: bool) -> _Values:
     weight, bias, hidden_weight, hidden_bias, scale, shift = block
-    u = x if scale is None else torch.addcmul(shift, x, scale)
+    u = x if scale is None or shift is None else torch.addcmul(shift, x, scale)
     a = h = activate(activation, u) if pre_activation else u
     z_h = None
     if hidden_weight is not None:
@@ -45,13 +67,13 @@ def _growth(x: Tensor, block: list[Tensor | None], activation: str, pre_activati
         h = activate(activation, z_h)
     z = F.linear(h, weight, bias)
     q = z if pre_activation else activate(activation, z)
-    return {"u": u, "a": a, "z_h": z_h, "h": h, "z": z, "q": q}
+    return _Values(u, a, z_h, h, z, q)
 
 
 def dense_chain_forward(x: Tensor, weights: Weights, activation: str, pre_activation: bool) -> Tensor:
     """x_L [n, m_L]."""
     for i in range(len(weights.weight)):
-        x = torch.cat([x, _growth(x, weights.block(i), activation, pre_activation)["q"]], 1)
+        x = torch.cat([x, _growth(x, weights.block(i), activation, pre_activation).q], 1)
     return x
 
 
@@ -72,32 +94,38 @@ def dense_chain_backward(
     blocks = []
     for i in range(len(weights.weight)):
         blocks.append((x, _growth(x, weights.block(i), activation, pre_activation)))
-        x = torch.cat([x, blocks[-1][1]["q"]], 1)
+        x = torch.cat([x, blocks[-1][1].q], 1)
 
-    gradients = Weights(*([] for _ in Weights._fields))
+    dweight: list[Tensor] = []
+    dbias: list[Tensor] = []
+    dhidden_weight: list[Tensor] = []
+    dhidden_bias: list[Tensor] = []
+    dscale: list[Tensor] = []
+    dshift: list[Tensor] = []
     g = dy
     for i, (x, at) in reversed(list(enumerate(blocks))):
         weight, bias, hidden_weight, hidden_bias, scale, _ = weights.block(i)
         g, dz = g[:, : x.shape[1]], g[:, x.shape[1] :]
         if not pre_activation:
-            dz = activate_backward(activation, dz, at["z"])
-        gradients.weight.append(dz.t() @ at["h"])
+            dz = activate_backward(activation, dz, at.z)
+        dweight.append(dz.t() @ at.h)
         if bias is not None:
-            gradients.bias.append(dz.sum(0))
+            dbias.append(dz.sum(0))
         du = dz @ weight
-        if hidden_weight is not None:
-            dz_h = activate_backward(activation, du, at["z_h"])
-            gradients.hidden_weight.append(dz_h.t() @ at["a"])
+        if hidden_weight is not None and at.z_h is not None:
+            dz_h = activate_backward(activation, du, at.z_h)
+            dhidden_weight.append(dz_h.t() @ at.a)
             if hidden_bias is not None:
-                gradients.hidden_bias.append(dz_h.sum(0))
+                dhidden_bias.append(dz_h.sum(0))
             du = dz_h @ hidden_weight
         if pre_activation:
-            du = activate_backward(activation, du, at["u"])
+            du = activate_backward(activation, du, at.u)
         if scale is not None:
-            gradients.scale.append((du * x).sum(0))
-            gradients.shift.append(du.sum(0))
+            dscale.append((du * x).sum(0))
+            dshift.append(du.sum(0))
             du = du * scale
         g = g + du
+    gradients = (dweight, dbias, dhidden_weight, dhidden_bias, dscale, dshift)
     return g, Weights(*(per_block[::-1] for per_block in gradients))
 
 
@@ -137,5 +165,9 @@ def dense_chain_backward_fake(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile."""
     m = y.shape[1] - sum(w.shape[0] for w in weight)
-    lists = (weight, bias, hidden_weight, hidden_bias, scale, shift)
-    return y.new_empty(y.shape[0], m), *([t.new_empty(t.shape) for t in tensors] for tensors in lists)
+
+    def like(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors]
+
+    lists = like(weight), like(bias), like(hidden_weight), like(hidden_bias), like(scale), like(shift)
+    return y.new_empty(y.shape[0], m), *lists

@@ -9,7 +9,7 @@ N_i is batch norm i, or nothing. Every list has one tensor per convolution, or n
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,14 +56,15 @@ def residual_block2d_forward(
     kind: Kind, x: Tensor, weights: Weights, stride: int, eps: float
 ) -> tuple[Tensor, Tensor, Statistics | None]:
     """y, the features v, and where they are used the batch's (means, variances) of what each norm reads."""
-    found = []
+    found: list[tuple[Tensor, Tensor]] = []
 
     def activate(z: Tensor, i: int) -> Tensor:
         if not weights.norm_weight:
             return F.relu(z)
         given = (weights.norm_mean[i], weights.norm_var[i]) if weights.norm_mean else ()
         v, stats = norm_relu(z, Norm(weights.norm_weight[i], weights.norm_bias[i], *given), eps)
-        found.append(stats)
+        if stats is not None:
+            found.append(stats)
         return v
 
     def convolve(v: Tensor, i: int) -> Tensor:
@@ -73,7 +74,10 @@ def residual_block2d_forward(
     a = v = activate(x, 0)
     for i in range(1, len(weights.conv)):
         v = activate(convolve(v, i - 1), i)
-    shortcut = F.conv2d(a, weights.projection[0], *weights.projection_bias, stride=stride) if weights.projection else x
+    shortcut = x
+    if weights.projection:
+        bias = weights.projection_bias[0] if weights.projection_bias else None
+        shortcut = F.conv2d(a, weights.projection[0], bias, stride)
     y = convolve(v, len(weights.conv) - 1) + shortcut
     return y, v, ([mean for mean, _ in found], [var for _, var in found]) if weights.batch else None
 
@@ -102,7 +106,7 @@ def _empty_image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def forward_fake(kind: Kind) -> Callable:
+def forward_fake(kind: Kind) -> Callable[..., Any]:
     """What says the shapes and dtypes of the kernels' (y, features, hidden, mean, var) to torch.compile."""
 
     def fake(
@@ -152,7 +156,11 @@ def backward_fake(
     training: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile."""
-    lists = ([t.new_empty(t.shape) for t in tensors] for tensors in (conv, conv_bias, norm_weight, norm_bias))
+
+    def like(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors]
+
     dprojection = x.new_empty(0) if projection is None else x.new_empty(projection.shape)
     dprojection_bias = x.new_empty(0 if projection_bias is None else projection_bias.shape, dtype=torch.float32)
+    lists = like(conv), like(conv_bias), like(norm_weight), like(norm_bias)
     return _empty_image(x, *x.shape[1:]), *lists, dprojection, dprojection_bias

@@ -11,7 +11,7 @@ For i = 1..L, with x_0 = x [n, m], weights down_i [k, m], mid_i [k, k], up_i [m,
 With L - 1 blocks in `up`, the last block yields only its features v_L (A-ResNEst) and x_L = x_{L-1}.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,15 +33,25 @@ class Inputs(NamedTuple):
     shift: Tensor | None
 
 
-def _blocks(down: Tensor, *weights: Tensor | None) -> list[tuple]:
+def _blocks(down: Tensor, *weights: Tensor | None) -> list[tuple[Any, ...]]:
     """The weights block by block: l tuples of tensors, None where absent."""
     # unbind, whose gradient is one stack: the gradient of weight[i] would be as large as all of weight.
     l = down.shape[0]
     return list(zip(*((None,) * l if t is None else t.unbind(0) for t in (down, *weights)), strict=True))
 
 
-def _features(x: Tensor, block: tuple, activation: str, pre_activation: bool) -> dict[str, Tensor | None]:
-    """Every value of one block by name: u, a, z, h, z_mid (z', None without mid) and v, its features."""
+class _Values(NamedTuple):
+    """Every value of one block: z_mid is z', None without mid; v are its features."""
+
+    u: Tensor
+    a: Tensor
+    z: Tensor
+    h: Tensor
+    z_mid: Tensor | None
+    v: Tensor
+
+
+def _features(x: Tensor, block: tuple[Any, ...], activation: str, pre_activation: bool) -> _Values:
     down, down_bias, mid, mid_bias, scale, shift = block
     u = x if scale is None else torch.addcmul(shift, x, scale)
     a = activate(activation, u) if pre_activation else u
@@ -51,7 +61,7 @@ def _features(x: Tensor, block: tuple, activation: str, pre_activation: bool) ->
     if mid is not None:
         z_mid = F.linear(h, mid, mid_bias)
         v = activate(activation, z_mid)
-    return {"u": u, "a": a, "z": z, "h": h, "z_mid": z_mid, "v": v}
+    return _Values(u, a, z, h, z_mid, v)
 
 
 def residual_chain_forward(
@@ -71,7 +81,7 @@ def residual_chain_forward(
     ups = up.unbind(0)
     kept = []
     for i, block in enumerate(_blocks(down, down_bias, mid, mid_bias, scale, shift)):
-        v = _features(x, block, activation, pre_activation)["v"]
+        v = _features(x, block, activation, pre_activation).v
         if features:
             kept.append(v)
         if i < len(ups):
@@ -112,47 +122,48 @@ def residual_chain_backward(
     for i, block in enumerate(_blocks(down, down_bias, mid, mid_bias, scale, shift)):
         blocks.append((x, block, _features(x, block, activation, pre_activation)))
         if i < len(ups):
-            x = x + F.linear(blocks[i][2]["v"], ups[i])
+            x = x + F.linear(blocks[i][2].v, ups[i])
 
     g = torch.zeros_like(x) if dy is None else dy
     ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift = ([] for _ in range(7))
     for i, (x, (down_i, _, mid_i, _, scale_i, _), at) in reversed(list(enumerate(blocks))):
-        dv = torch.zeros_like(at["v"]) if dfeatures is None else dfeatures[:, i]
+        dv = torch.zeros_like(at.v) if dfeatures is None else dfeatures[:, i]
         if i < len(ups):
-            dup.append(g.t() @ at["v"])
+            dup.append(g.t() @ at.v)
             dv = dv + g @ ups[i]
-        if mid_i is not None:
-            dz_mid = activate_backward(activation, dv, at["z_mid"])
-            dmid.append(dz_mid.t() @ at["h"])
+        if at.z_mid is not None:
+            dz_mid = activate_backward(activation, dv, at.z_mid)
+            dmid.append(dz_mid.t() @ at.h)
             dmid_bias.append(dz_mid.sum(0))
             dv = dz_mid @ mid_i
-        dz = activate_backward(activation, dv, at["z"])
-        ddown.append(dz.t() @ at["a"])
+        dz = activate_backward(activation, dv, at.z)
+        ddown.append(dz.t() @ at.a)
         ddown_bias.append(dz.sum(0))
         du = dz @ down_i
         if pre_activation:
-            du = activate_backward(activation, du, at["u"])
+            du = activate_backward(activation, du, at.u)
         if scale_i is not None:
             dscale.append((du * x).sum(0))
             dshift.append(du.sum(0))
             du = du * scale_i
         g = g + du
 
-    def stacked(gradients: list[Tensor], argument: Tensor | None) -> Tensor | None:
+    def stacked(gradients: list[Tensor], argument: Tensor) -> Tensor:
         """From the last block to the first, as the argument lies: from the first to the last."""
-        if argument is None:
-            return None
         return torch.stack(gradients[::-1]) if gradients else torch.zeros_like(argument)
+
+    def stacked_or_none(gradients: list[Tensor], argument: Tensor | None) -> Tensor | None:
+        return None if argument is None else stacked(gradients, argument)
 
     return Inputs(
         x=g,
         down=stacked(ddown, down),
-        down_bias=stacked(ddown_bias, down_bias),
-        mid=stacked(dmid, mid),
-        mid_bias=stacked(dmid_bias, mid_bias),
+        down_bias=stacked_or_none(ddown_bias, down_bias),
+        mid=stacked_or_none(dmid, mid),
+        mid_bias=stacked_or_none(dmid_bias, mid_bias),
         up=stacked(dup, up),
-        scale=stacked(dscale, scale),
-        shift=stacked(dshift, shift),
+        scale=stacked_or_none(dscale, scale),
+        shift=stacked_or_none(dshift, shift),
     )
 
 
@@ -205,5 +216,8 @@ def residual_chain_backward_fake(
     pre_activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile; [0] for an absent argument."""
-    arguments = (x, down, down_bias, mid, mid_bias, up, scale, shift)
-    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in arguments)
+    dx, ddown, dup = (t.new_empty(t.shape) for t in (x, down, up))
+    ddown_bias, dmid, dmid_bias, dscale, dshift = (
+        x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (down_bias, mid, mid_bias, scale, shift)
+    )
+    return dx, ddown, ddown_bias, dmid, dmid_bias, dup, dscale, dshift

@@ -53,7 +53,7 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
     x, y, classes = data.x, data.y, data.outputs if data.is_classification else None
     on_images = isinstance(model, (CifarNet, DenseNet))
     family = _family(model)
-    options = {"loss": loss, "intercept": on_images, "classes": classes}
+    options: dict[str, Any] = {"loss": loss, "intercept": on_images, "classes": classes}
     held = _features(model, data.x_held_out)
     v = _features(model, x)
     head = theory.linear_head(list(zip(v, y.split(ROWS), strict=True)), **options)
@@ -67,7 +67,7 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
         "heads": torch.cat([head(part) for part in held]),
         "linear": torch.cat([linear(part[0]) for part in held]),
     }
-    found = {
+    found: dict[str, Any] = {
         "format": FORMAT,
         "loss": loss,
         "versions": {"fastnest": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -81,12 +81,13 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
         "critical_point": None,
     }
     why_not = words.no_gap(family) or (words.OTHER_LOSS if loss != "squared" else None)
-    if why_not is None:
+    if why_not is None and isinstance(model, ResNEst):
         found["critical_point"] = _critical_point(model, x, y)
     found["critical_point_words"] = [why_not] if why_not else words.critical_point(found["critical_point"])
     found["block_words"] = words.blocks(found["blocks"])
     found["verdict"] = words.verdict(found)
-    return _plain(found)
+    plain: dict[str, Any] = _plain(found)
+    return plain
 
 
 def _family(model: torch.nn.Module) -> str:
@@ -101,7 +102,8 @@ def _family(model: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def _run(model: torch.nn.Module, rows: Tensor) -> Tensor:
-    return model(rows)
+    outputs: Tensor = model(rows)
+    return outputs
 
 
 @torch.no_grad()
@@ -109,7 +111,9 @@ def _features(model: torch.nn.Module, x: Tensor) -> list[list[Tensor]]:
     return [theory.features(model, rows) for rows in x.split(ROWS)]
 
 
-def _model(model: torch.nn.Module, family: str, v: list, width: int | None, data: Dataset, origin: dict) -> dict:
+def _model(
+    model: torch.nn.Module, family: str, v: list[Any], width: int | None, data: Dataset, origin: dict[str, Any]
+) -> dict[str, Any]:
     name = {"bn_resnest": "BN-ResNEst", "a_resnest": "A-ResNEst"}.get(family, type(model).__name__)
     if isinstance(model, CifarNet):
         name = f"{model.arch} {model.kind}"
@@ -128,7 +132,7 @@ def _model(model: torch.nn.Module, family: str, v: list, width: int | None, data
     }
 
 
-def _data(data: Dataset) -> dict:
+def _data(data: Dataset) -> dict[str, Any]:
     return {
         "name": data.name,
         "rows": len(data.x),
@@ -139,15 +143,18 @@ def _data(data: Dataset) -> dict:
     }
 
 
-def _assumptions(found: theory.Assumptions, loss: str) -> dict:
+def _assumptions(found: theory.Assumptions, loss: str) -> dict[str, Any]:
     says = f"the {loss.replace('_', ' ')} loss is convex in the outputs"
     second = theory.Condition(True, math.nan, {}, says)
     every = {"1": found.first, "2": second, "3": found.third, "4": found.fourth}
     return {name: asdict(one) for name, one in every.items()}
 
 
-def _risks(model, x: Tensor, y: Tensor, loss: str, family: str, head: theory.Head, linear: theory.Head) -> dict:
-    risks = {"model": theory.empirical_risk(model, x, y, loss=loss), "last_maps": None, "heads": head.infimum}
+def _risks(
+    model: Any, x: Tensor, y: Tensor, loss: str, family: str, head: theory.Head, linear: theory.Head
+) -> dict[str, Any]:
+    own = theory.empirical_risk(model, x, y, loss=loss)
+    risks: dict[str, Any] = {"model": own, "last_maps": None, "heads": head.infimum}
     risks |= {"gap": None, "relative_gap": None, "gap_why_not": words.no_gap(family)}
     if family == "resnest" and loss != "squared" and model.head.in_features < model.head.out_features:
         risks["gap_why_not"] = "Of other losses than squared the least risk is only known where assumption 3 holds."
@@ -158,7 +165,7 @@ def _risks(model, x: Tensor, y: Tensor, loss: str, family: str, head: theory.Hea
     return risks | {"linear": linear.infimum, "attained": head.attained and linear.attained}
 
 
-def _bounds(family: str, risks: dict) -> list[dict]:
+def _bounds(family: str, risks: dict[str, Any]) -> list[dict[str, Any]]:
     paper = {"resnest": "Corollary 2", "densenest": "Proposition 3", "a_resnest": "Corollary 1"}.get(family)
     of = {"the model with the best W_L and W_(L+1)": "last_maps", "the model with the best heads": "heads"}
     if family == "resnest" and risks["last_maps"] is not None:
@@ -176,12 +183,12 @@ def _at_most(risk: float, bound: float) -> bool:
     return risk <= bound + words.NOTHING * max(bound, words.NOTHING)
 
 
-def _score(output: Tensor, data: Dataset) -> dict:
+def _score(output: Tensor, data: Dataset) -> dict[str, Any]:
     score = score_of(output, data)
     return {"accuracy": score.value} if data.is_classification else {"r2": score.value, "rmse": score.rmse}
 
 
-def _blocks(profile: theory.BlockProfile) -> list[dict]:
+def _blocks(profile: theory.BlockProfile) -> list[dict[str, Any]]:
     risks, every = profile.head_risk, profile.head_risk[0] - profile.head_risk[-1]
     drops = [None, *(before - after for before, after in pairwise(risks))]
     return [
@@ -198,7 +205,7 @@ def _blocks(profile: theory.BlockProfile) -> list[dict]:
     ]
 
 
-def _critical_point(resnest: ResNEst, x: Tensor, y: Tensor) -> dict:
+def _critical_point(resnest: ResNEst, x: Tensor, y: Tensor) -> dict[str, Any]:
     weights = linear_maps(resnest)[-1].numel() + resnest.head.weight.numel()
     found = theory.critical_point(resnest, x, y, hessian=weights <= HESSIAN)
     about = {name: value for name, value in vars(found).items() if name != "direction"}

@@ -77,13 +77,13 @@ def _math(text: str) -> str:
     return words.INDEX.sub(lambda found: f"{found[1]}<sub>{found[2].strip('()').replace('-', '−')}</sub>", text)
 
 
-def _verdict(verdict: dict) -> str:
+def _verdict(verdict: dict[str, Any]) -> str:
     tone = {True: "good", False: "warn", None: "plain"}[verdict["holds"]]
     items = "".join(f"<li>{_math(one)}</li>\n" for one in verdict["sentences"])
     return f'<section class="verdict {tone}">\n<h2>{_math(verdict["headline"])}</h2>\n<ul>\n{items}</ul>\n</section>\n'
 
 
-def _facts(found: dict) -> str:
+def _facts(found: dict[str, Any]) -> str:
     model, data = found["model"], found["data"]
     sizes = model["features"][1:]
     even = len(set(sizes)) == 1
@@ -135,7 +135,7 @@ def _mark(holds: bool | None) -> str:
     return f'<span class="mark {tone}">{HOLDS[holds]}</span>'
 
 
-def _assumptions(found: dict) -> str:
+def _assumptions(found: dict[str, Any]) -> str:
     rows = [
         [
             f"<strong>{name}</strong> {_math(ABOUT[name])}",
@@ -152,7 +152,7 @@ def _assumptions(found: dict) -> str:
     )
 
 
-def _risks(found: dict) -> str:
+def _risks(found: dict[str, Any]) -> str:
     risks, family = found["risks"], found["model"]["family"]
     rows = [["The model as it is", number(risks["model"]), "all weights as trained (5)"]]
     if risks["last_maps"] is not None:
@@ -172,7 +172,7 @@ def _risks(found: dict) -> str:
     return table + (_paragraphs([f"No gap: {risks['gap_why_not']}"]) if risks["gap_why_not"] else "")
 
 
-def _bounds(bounds: list[dict], risks: dict) -> str:
+def _bounds(bounds: list[dict[str, Any]], risks: dict[str, Any]) -> str:
     rows = [
         [
             _math(one["of"][0].upper() + one["of"][1:]),
@@ -191,7 +191,7 @@ def _bounds(bounds: list[dict], risks: dict) -> str:
     return _table("Bounds", ["Of", "Risk and bound", "Status"], rows, (1,)) + _paragraphs([note])
 
 
-def _blocks(found: dict) -> str:
+def _blocks(found: dict[str, Any]) -> str:
     rows = found["blocks"]
     body = [
         [
@@ -227,7 +227,7 @@ def _blocks(found: dict) -> str:
 """
 
 
-def _held_out(found: dict) -> str:
+def _held_out(found: dict[str, Any]) -> str:
     names = {"model": "The model as it is", "heads": "Best heads", "linear": "Best linear predictor"}
     rows = [[names[name], escape(words.score(one))] for name, one in found["held_out"].items()]
     note = "For context: the guarantees are about the training rows, on which these heads and predictors were fitted."

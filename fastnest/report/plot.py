@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 from .._optional import optional
 
@@ -23,7 +24,7 @@ STYLE = {
 }
 
 
-def _axis(name: str):
+def _axis(name: str) -> tuple[Any, Any]:
     """A figure of its own: no backend is chosen and no global figure made."""
     figure = optional("matplotlib.figure", "report").Figure(figsize=SIZE, layout="constrained")
     axis = figure.add_subplot()
@@ -31,7 +32,7 @@ def _axis(name: str):
     return figure, axis
 
 
-def curves(rows: list[dict], own: float) -> str:
+def curves(rows: list[dict[str, Any]], own: float) -> str:
     """Risks of the best heads and of the best linear predictors from the stream, block by block."""
     with optional("matplotlib", "report").rc_context({**STYLE, "svg.hashsalt": "curves"}):
         figure, axis = _axis("curves")
@@ -68,12 +69,12 @@ def curves(rows: list[dict], own: float) -> str:
         return _svg(figure, "curves", curves_in_words(rows))
 
 
-def curves_in_words(rows: list[dict]) -> str:
+def curves_in_words(rows: list[dict[str, Any]]) -> str:
     first, last = rows[0]["head_risk"], rows[-1]["head_risk"]
     return f"Risk by block: the best head falls from {first:.3g} to {last:.3g} over {len(rows) - 1} blocks."
 
 
-def bars(rows: list[dict]) -> str:
+def bars(rows: list[dict[str, Any]]) -> str:
     """The share of every block's features that no linear map of the earlier ones predicts."""
     with optional("matplotlib", "report").rc_context({**STYLE, "svg.hashsalt": "bars"}):
         figure, axis = _axis("bars")
@@ -84,12 +85,12 @@ def bars(rows: list[dict]) -> str:
         return _svg(figure, "bars", said)
 
 
-def _svg(figure, name: str, said: str) -> str:
+def _svg(figure: Any, name: str, said: str) -> str:
     """Scales with the page; without ids that two pictures share."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     head, text = file.getvalue().partition("<svg")[2].split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)[0]
+    (box,) = re.findall(r'viewBox="[^"]*"', head)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL).replace(INK, "currentColor")
     text = re.sub(r'(id="|href="#|url\(#)', rf"\1{name}-", text).replace("xlink:href", "href").strip()
     return f'<svg {box} role="img" aria-label="{said}">{text}'

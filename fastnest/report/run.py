@@ -80,7 +80,7 @@ def _trained(data: datasets.Dataset, options: Options) -> tuple[torch.nn.Module,
         return chosen.mean(outputs, targets("report", y, chosen, outputs.shape[1]))
 
     model = training.build(options.model, data, options.width, options.blocks, options.seed)
-    settings = {"epochs": options.epochs, "rate": options.rate, "seed": options.seed}
+    settings: dict[str, Any] = {"epochs": options.epochs, "rate": options.rate, "seed": options.seed}
     fit = training.fit(model, data, loss=loss, **settings)
     print(f"trained for {options.epochs} epochs in {fit.seconds:.1f} s")
     return model, {"trained": options.model, **settings}

@@ -89,7 +89,7 @@ def _residual_on_vectors(state: State, options: dict[str, Any]) -> torch.nn.Modu
     if "chain.down_norm.weight" in state:
         options |= {"norm": "batch", "pre_activation": "chain.width_norm.weight" in state}
     if "head_input.weight" in state:
-        model = AResNEst
+        model: type[AResNEst | ResNEst] = AResNEst
     else:
         model, options["head_norm"] = ResNEst, "head_norm.weight" in state
     inputs, outputs = state["expand.weight"].shape[1], state["head.weight"].shape[0]
@@ -108,7 +108,7 @@ def _dense_on_vectors(state: State, options: dict[str, Any]) -> DenseNEst:
     return DenseNEst(inputs, state["head.weight"].shape[0], growth=growth, hidden=hidden, blocks=blocks, **options)
 
 
-def _one_of(archs: dict, fits: Callable[[Any], bool]) -> str:
+def _one_of(archs: dict[str, Any], fits: Callable[[Any], bool]) -> str:
     found = [name for name, arch in archs.items() if fits(arch)]
     if not found:
         raise ValueError(f"it must be one of {', '.join(archs)}")

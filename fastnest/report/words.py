@@ -71,7 +71,7 @@ def score(one: dict[str, float]) -> str:
     return f"R² {one['r2']:.3f}, root mean square error {number(one['rmse'])}"
 
 
-def _resnest(found: dict) -> tuple[bool, str, list[str]]:
+def _resnest(found: dict[str, Any]) -> tuple[bool, str, list[str]]:
     third, fourth, risks = found["assumptions"]["3"], found["assumptions"]["4"], found["risks"]
     if third["holds"] and fourth["holds"]:
         headline = "Every guarantee of a wide ResNEst holds for this model and data."
@@ -85,25 +85,26 @@ def _resnest(found: dict) -> tuple[bool, str, list[str]]:
             headline = "The guarantees about the risk of a wide ResNEst hold for this model and data."
             sentences.append(f"Assumption 1, about its landscape, does not: {found['assumptions']['1']['says']}.")
         return True, headline, sentences
-    headline, sentences = [], []
+    heads: list[str] = []
+    sentences = []
     if not third["holds"]:
         numbers = third["numbers"]
-        headline.append(f"Assumption 3 does not hold: width {numbers['width']} for {numbers['outputs']} outputs.")
+        heads.append(f"Assumption 3 does not hold: width {numbers['width']} for {numbers['outputs']} outputs.")
     if not fourth["holds"]:
         numbers = fourth["numbers"]
         columns, width = numbers["columns"], numbers["width"]
         if columns > width:
-            headline.append(f"Assumption 4 does not hold: a stream of width {width} for {columns} features.")
+            heads.append(f"Assumption 4 does not hold: a stream of width {width} for {columns} features.")
             sentences.append(f"With these bottlenecks the stream would have to be {columns} wide.")
         else:
-            headline.append(f"Assumption 4 does not hold: the maps have rank {numbers['rank']} of {columns}.")
-    return False, " ".join(headline), [_cost(risks), *sentences]
+            heads.append(f"Assumption 4 does not hold: the maps have rank {numbers['rank']} of {columns}.")
+    return False, " ".join(heads), [_cost(risks), *sentences]
 
 
-def _cost(risks: dict) -> str:
+def _cost(risks: dict[str, Any]) -> str:
     gap, heads = risks["gap"], risks["heads"]
     if gap is None:
-        return risks["gap_why_not"]
+        return str(risks["gap_why_not"])
     if abs(gap) <= NOTHING * max(heads, NOTHING):
         return "The coupling of the last two linear maps costs nothing on these data all the same."
     relative = (
@@ -112,13 +113,13 @@ def _cost(risks: dict) -> str:
     return f"The coupling of the last two linear maps costs {number(gap)} of risk{relative}, however they are chosen."
 
 
-def _a_resnest(found: dict) -> tuple[bool, str, list[str]]:
+def _a_resnest(found: dict[str, Any]) -> tuple[bool, str, list[str]]:
     first = "With a linear map of its own for every feature, fitting the maps is a convex problem: a minimum of it is "
     first += "never above the best linear predictor, and a block more never raises it (Proposition 2, Corollary 1)."
     return True, "The guarantees of an A-ResNEst hold for any model and data.", [first]
 
 
-def _densenest(found: dict) -> tuple[bool, str, list[str]]:
+def _densenest(found: dict[str, Any]) -> tuple[bool, str, list[str]]:
     first = (
         "Its stream keeps every feature, so it is a wide ResNEst whatever its weights (Proposition 4), and a growth "
     )
@@ -128,13 +129,13 @@ def _densenest(found: dict) -> tuple[bool, str, list[str]]:
     return True, "The guarantees of a DenseNEst hold for any model and data.", [first]
 
 
-def _other(found: dict) -> tuple[None, str, list[str]]:
+def _other(found: dict[str, Any]) -> tuple[None, str, list[str]]:
     return None, "The paper guarantees nothing for this model; the numbers are what was measured.", [
-        no_gap(found["model"]["family"])
+        str(no_gap(found["model"]["family"]))
     ]  # fmt: skip
 
 
-def blocks(rows: list[dict]) -> list[str]:
+def blocks(rows: list[dict[str, Any]]) -> list[str]:
     """Which blocks help, and which add next to nothing."""
     first, last, every = rows[0], rows[-1], rows[1:]
     sentences = [
@@ -144,7 +145,7 @@ def blocks(rows: list[dict]) -> list[str]:
     shares = {row["block"]: row["share"] for row in every if row["share"] is not None}
     if not shares:
         return [*sentences, "No block lowers it."]
-    best = sorted(shares, key=shares.get, reverse=True)[:3]
+    best = sorted(shares, key=shares.__getitem__, reverse=True)[:3]
     sentences.append(
         f"Most of the fall comes from {_listed([f'block {i} ({percent(100 * shares[i])})' for i in best])}."
     )
@@ -160,7 +161,7 @@ def blocks(rows: list[dict]) -> list[str]:
     return sentences
 
 
-def _rises(before: dict, after: dict) -> bool:
+def _rises(before: dict[str, Any], after: dict[str, Any]) -> bool:
     risks = before["stream_risk"], after["stream_risk"]
     return None not in risks and risks[1] > risks[0] * (1 + NOTHING)
 
@@ -169,7 +170,7 @@ def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def critical_point(at: dict) -> list[str]:
+def critical_point(at: dict[str, Any]) -> list[str]:
     """Where the last two maps stand, and what to do about it."""
     risk, least = number(at["risk"]), number(at["least_risk"])
     gradient = f"The gradient of the risk by W_L and W_(L+1) has the norm {number(at['gradient_norm'], 3)}, "

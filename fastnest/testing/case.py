@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ class Case:
     """
 
     op: str
-    sizes: dict
+    sizes: dict[str, Any]
     absent: tuple[str, ...] = ()
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     layout: str = "contiguous"
     last_up: bool = True
 
@@ -38,14 +39,19 @@ class Case:
         layout = "" if self.layout == "contiguous" else self.layout
         return " ".join(filter(None, (self.op, sizes, options, absent, layout, "" if self.last_up else "no last up")))
 
-    def shapes(self) -> dict[str, tuple | list[tuple]]:
+    def shapes(self) -> dict[str, tuple[Any, ...] | list[tuple[Any, ...]]]:
         """Every tensor argument's shape by name; a list of them where the op takes one tensor per block."""
         return {name: shape for name, shape in SHAPES[self.op](self).items() if name not in self.absent}
 
     @property
+    def x_shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = tuple(SHAPES[self.op](self)["x"])
+        return shape
+
+    @property
     def y_shape(self) -> tuple[int, ...]:
         """Of the first output."""
-        n, width, *image = self.shapes()["x"]
+        n, width, *image = self.x_shape
         if self.op == "batch_stats":
             return (width,)
         image = [(size - 1) // self.options.get("stride", 1) + 1 for size in image]
@@ -53,7 +59,7 @@ class Case:
 
     def tensors(
         self, dtype: torch.dtype, compute: torch.dtype | None = None, nudge: int = 0, device: str = "cpu"
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Random arguments that are exact in dtype, held in `compute` (by default dtype too), all needing gradients.
 
         (But statistics and dropout masks, which have none.) Sizes keep the stream near 1. Some of x is exactly 0 (but
@@ -102,7 +108,7 @@ class Case:
     def _laid_out(self, name: str, values: Tensor) -> Tensor:
         return LAYOUTS[self.layout](values) if (name == "x") != self.layout.startswith("weights") else values
 
-    def call(self, tensors: dict):
+    def call(self, tensors: dict[str, Any]) -> Any:
         """The public function on these tensors."""
         return getattr(functional, self.op)(**tensors, **self.options)
 
@@ -128,18 +134,18 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _residual_chain_shapes(case: Case) -> dict:
+def _residual_chain_shapes(case: Case) -> dict[str, Any]:
     n, m, k, l = (case.sizes[size] for size in "nmkl")
     vectors = {"down_bias": (l, k), "mid_bias": (l, k), "scale": (l, m), "shift": (l, m)}
     return {"x": (n, m), "down": (l, k, m), "mid": (l, k, k), "up": (l if case.last_up else l - 1, m, k)} | vectors
 
 
-def _vectors(names: Iterable[str], sizes: Iterable[int]) -> dict[str, list[tuple]]:
+def _vectors(names: Iterable[str], sizes: Iterable[int]) -> dict[str, list[tuple[Any, ...]]]:
     sizes = list(sizes)
     return {name: [(size,) for size in sizes] for name in names}
 
 
-def _dense_chain_shapes(case: Case) -> dict:
+def _dense_chain_shapes(case: Case) -> dict[str, Any]:
     n, m, d, h = (case.sizes[size] for size in "nmdh")
     reads = [m + sum(d[:i]) for i in range(len(d))]
     shapes = {"x": (n, m), "weight": list(zip(d, h or reads, strict=True)), **_vectors(["bias"], d)}
@@ -148,14 +154,14 @@ def _dense_chain_shapes(case: Case) -> dict:
     return shapes | _vectors(("scale", "shift"), reads)
 
 
-def _batch_stats_shapes(case: Case) -> dict:
+def _batch_stats_shapes(case: Case) -> dict[str, Any]:
     return {"x": tuple(case.sizes.values())}
 
 
 NORM = ("weight", "bias", "mean", "var")
 
 
-def _dense_block2d_shapes(case: Case) -> dict:
+def _dense_block2d_shapes(case: Case) -> dict[str, Any]:
     n, c, h, w, d, b = (case.sizes[size] for size in "nchwdb")
     reads = [c + sum(d[:i]) for i in range(len(d))]
     shapes = {"x": (n, c, h, w), "conv1": [(o, i, 1, 1) for o, i in zip(b, reads, strict=False)] or ()}
@@ -164,7 +170,7 @@ def _dense_block2d_shapes(case: Case) -> dict:
     return {name: shape for name, shape in shapes.items() if shape} | {"dropout": [(n, o, h, w) for o in d]}
 
 
-def _residual_block2d_shapes(case: Case, kernels: tuple[int, ...]) -> dict:
+def _residual_block2d_shapes(case: Case, kernels: tuple[int, ...]) -> dict[str, Any]:
     n, c, h, w, k, m = (case.sizes[size] for size in "nchwkm")
     reads = [c] + [k] * (len(kernels) - 1)
     writes = [*reads[1:], m]
@@ -174,7 +180,7 @@ def _residual_block2d_shapes(case: Case, kernels: tuple[int, ...]) -> dict:
     return shapes | {"projection": (m, c, 1, 1), "projection_bias": (m,)}
 
 
-SHAPES = {
+SHAPES: dict[str, Callable[["Case"], dict[str, Any]]] = {
     "residual_chain": _residual_chain_shapes,
     "dense_chain": _dense_chain_shapes,
     "batch_stats": _batch_stats_shapes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import cycle
+from typing import Any
 
 from ..reference.activation import ACTIVATIONS
 from .case import Case
@@ -11,7 +12,16 @@ LAYOUTS = ("wide rows", "every second row", "transposed", "one row expanded", "w
 
 
 def residual_chain_cases() -> Iterator[Case]:
-    def case(n, m, k, l, absent=("mid", "mid_bias", "scale", "shift"), layout="contiguous", last_up=True, **options):
+    def case(
+        n: int,
+        m: int,
+        k: int,
+        l: int,
+        absent: tuple[str, ...] = ("mid", "mid_bias", "scale", "shift"),
+        layout: str = "contiguous",
+        last_up: bool = True,
+        **options: Any,
+    ) -> Case:
         return Case("residual_chain", {"n": n, "m": m, "k": k, "l": l}, absent, options, layout, last_up)
 
     # Cycles whose lengths share no factor with each other, nor with the 8 of n, meet in every combination of two.
@@ -23,14 +33,15 @@ def residual_chain_cases() -> Iterator[Case]:
             yield case(n, m, next(k), next(l), next(absent), return_features=next(features))
     for activation in ACTIVATIONS:
         for pre_activation in (True, False):
-            options = {"activation": activation, "pre_activation": pre_activation, "return_features": True}
+            options: dict[str, Any] = {"activation": activation, "pre_activation": pre_activation}
+            options["return_features"] = True
             yield case(49, 34, 20, 3, ("mid", "mid_bias"), **options)
             yield case(35, 20, 17, 2, (), **options)
     yield case(49, 34, 20, 3, ("down_bias", "mid", "mid_bias", "scale", "shift"))
     yield case(49, 34, 20, 3, ("down_bias", "mid_bias", "scale", "shift"), activation="silu")
-    for l in (1, 2, 5):
-        yield case(50, 40, 17, l, last_up=False, return_features=True)
-        yield case(50, 40, 17, l, (), last_up=False, return_features=True, activation="gelu")
+    for blocks in (1, 2, 5):
+        yield case(50, 40, 17, blocks, last_up=False, return_features=True)
+        yield case(50, 40, 17, blocks, (), last_up=False, return_features=True, activation="gelu")
     for layout in LAYOUTS:
         yield case(50, 40, 17, 2, (), layout)
     yield case(5, 1030, 48, 3)  # few wide rows: threads share a row
@@ -39,7 +50,15 @@ def residual_chain_cases() -> Iterator[Case]:
 
 
 def dense_chain_cases() -> Iterator[Case]:
-    def case(n, m, d, h=(), absent=("scale", "shift"), layout="contiguous", **options):
+    def case(
+        n: int,
+        m: int,
+        d: tuple[int, ...],
+        h: tuple[int, ...] = (),
+        absent: tuple[str, ...] = ("scale", "shift"),
+        layout: str = "contiguous",
+        **options: Any,
+    ) -> Case:
         return Case("dense_chain", {"n": n, "m": m, "d": d, "h": h}, absent, options, layout)
 
     absent = cycle([("scale", "shift"), (), ("bias", "hidden_bias", "scale", "shift")])

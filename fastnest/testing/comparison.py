@@ -66,7 +66,7 @@ def assert_close(actual: Results, expected: Expected, dtype: torch.dtype, what: 
         error = torch.where(finite, (values - exact).abs(), 0).flatten()
         largest = exact[finite].abs().max().item()
         bound = 2 * expected.error[name] + ULPS * ulp * largest
-        at = error.argmax().item()
+        at = int(error.argmax())
         assert error[at] <= bound, (
             f"{where}: error {error[at]:.3g} > {bound:.3g} = 2 * {expected.error[name]:.3g} (rounding) "
             f"+ {ULPS} ulp of {largest:.3g}; at {at} of it: {values.flatten()[at]:.9g} for {exact.flatten()[at]:.9g}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ def flops(case: Case, training: bool = False) -> int:
     A pixel counts as a row. Not counted: activations, sums, and what a backward computes again.
     """
     maps = ("down", "mid", "up", "weight", "hidden_weight", "conv1", "conv2", "conv", "projection")
-    n, _, *image = case.shapes()["x"]
+    n, _, *image = case.x_shape
     before = n * math.prod(image)
     behind = n * math.prod(case.y_shape[2:])  # the first convolution that may have a stride
     weights = [shape for name, shape in _flat_shapes(case) if name in maps]
@@ -29,10 +30,11 @@ def flops_of_maps(n: int, shapes: Iterable[tuple[int, ...]], training: bool) -> 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
     """Bytes of the arguments read once and the result written once, all that a fused forward has to move."""
-    return dtype.itemsize * (math.prod(case.y_shape) + sum(math.prod(shape) for _, shape in _flat_shapes(case)))
+    elements: int = math.prod(case.y_shape) + sum(math.prod(shape) for _, shape in _flat_shapes(case))
+    return dtype.itemsize * elements
 
 
-def _flat_shapes(case: Case) -> Iterator[tuple[str, tuple]]:
+def _flat_shapes(case: Case) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for name, shape in case.shapes().items():
         for one in shape if isinstance(shape, list) else [shape]:
             yield name, one

@@ -13,7 +13,7 @@ IMAGE_LAYOUTS = ("channels last", "channels of a wider image", "every second pix
 
 
 def batch_stats_cases() -> Iterator[Case]:
-    def case(n, c, h, w, layout="channels last"):
+    def case(n: int, c: int, h: int, w: int, layout: str = "channels last") -> Case:
         return Case("batch_stats", {"n": n, "c": c, "h": h, "w": w}, layout=layout)
 
     for c in (1, 3, 16, 33, 130):
@@ -33,7 +33,16 @@ def small_batch_stats_cases() -> Iterator[Case]:
 
 
 def dense_block2d_cases() -> Iterator[Case]:
-    def case(n, c, h, w, d, b=(), absent=(*EVALUATION, "dropout"), layout="channels last"):
+    def case(
+        n: int,
+        c: int,
+        h: int,
+        w: int,
+        d: tuple[int, ...],
+        b: tuple[int, ...] = (),
+        absent: tuple[str, ...] = (*EVALUATION, "dropout"),
+        layout: str = "channels last",
+    ) -> Case:
         return Case("dense_block2d", {"n": n, "c": c, "h": h, "w": w, "d": d, "b": b}, absent, layout=layout)
 
     # Cycles whose lengths share no factor with each other meet in every combination of two.
@@ -69,7 +78,8 @@ def small_dense_block2d_cases() -> Iterator[Case]:
 NORMS = ("norm_weight", "norm_bias", "norm_mean", "norm_var")
 PROJECTION = ("projection", "projection_bias")
 # What a residual block is called with: absent arguments, stride, whether the features are returned.
-RESIDUAL_KINDS = (
+ResidualKind = tuple[tuple[str, ...], int, bool]  # absent arguments, stride, return_features
+RESIDUAL_KINDS: tuple[ResidualKind, ...] = (
     (("conv_bias", "norm_mean", "norm_var", *PROJECTION), 1, False),
     (("conv_bias", "norm_mean", "norm_var", "projection_bias"), 2, True),
     (("conv_bias", *PROJECTION), 1, True),
@@ -81,7 +91,9 @@ RESIDUAL_KINDS = (
 )
 
 
-def _residual_block2d_case(op, n, c, h, w, k, m, kind, layout="channels last"):
+def _residual_block2d_case(
+    op: str, n: int, c: int, h: int, w: int, k: int, m: int, kind: ResidualKind, layout: str = "channels last"
+) -> Case:
     absent, stride, return_features = kind
     sizes = {"n": n, "c": c, "h": h, "w": w, "k": k, "m": c if "projection" in absent else m}
     return Case(op, sizes, absent, {"stride": stride, "return_features": return_features}, layout)

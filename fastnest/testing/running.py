@@ -1,7 +1,9 @@
 """Running a case by a kernel or backend: outputs and every gradient, by name."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def kernels() -> list[str]:
 
 
 @contextmanager
-def instruction_set(name: str):
+def instruction_set(name: str) -> Iterator[None]:
     """The C++ kernels run on this instruction set (one of `fastnest._C.instruction_sets()`) inside the block."""
     _backend._C.force_instruction_set(name)
     try:
@@ -30,24 +32,24 @@ def instruction_set(name: str):
 
 
 @contextmanager
-def kernel(name: str):
+def kernel(name: str) -> Iterator[None]:
     """Forces one of `kernels()`, or a backend, inside the block."""
     backend, _, on = name.partition(" ")
     with _backend.backend(backend), instruction_set(on) if on else nullcontext():
         yield
 
 
-def flat(tensors: dict) -> Results:
+def flat(tensors: dict[str, Any]) -> Results:
     """A case's tensors by name, those in lists as name[i]."""
-    leaves = {}
+    leaves: Results = {}
     for name, value in tensors.items():
         leaves |= {f"{name}[{i}]": one for i, one in enumerate(value)} if isinstance(value, list) else {name: value}
     return leaves
 
 
-def unflat(leaves: Results) -> dict:
+def unflat(leaves: Results) -> dict[str, Any]:
     """The inverse of `flat`: arguments for `Case.call`."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name, value in leaves.items():
         if name.endswith("]"):
             tensors.setdefault(name[: name.index("[")], []).append(value)
@@ -87,7 +89,7 @@ def prepare(
     nudge: int = 0,
     *,
     dtype: torch.dtype,
-    change=None,
+    change: Callable[[Results, list[Tensor]], None] | None = None,
     device: str = "cpu",
 ) -> Call:
     """A case with the arguments of `Case.tensors` and random gradients of its outputs.
@@ -106,7 +108,7 @@ def prepare(
 
 
 def run(
-    case: Case, name: str, compute: torch.dtype | None = None, nudge: int = 0, *, dtype: torch.dtype, **options
+    case: Case, name: str, compute: torch.dtype | None = None, nudge: int = 0, *, dtype: torch.dtype, **options: Any
 ) -> Results:
     """Every output of a case and every gradient (for random gradients of the outputs), by a kernel or backend.
 
@@ -115,6 +117,6 @@ def run(
     return prepare(case, name, compute, nudge, dtype=dtype, **options).step()
 
 
-def as_tuple(outputs) -> tuple[Tensor, ...]:
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
     """What an op returned: y, or y and the features; mean and variance."""
     return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def _singular(A: Tensor) -> tuple[int, float, float]:
 
 
 def check_assumptions(
-    model: torch.nn.Module, x: Tensor | Iterable, y: Tensor | None = None, *, progress: bool | None = None
+    model: torch.nn.Module, x: Tensor | Iterable[Any], y: Tensor | None = None, *, progress: bool | None = None
 ) -> Assumptions:
     """Whether assumptions 1, 3 and 4 hold for a model and data: see `Assumptions`.
 

@@ -29,7 +29,8 @@ class Batches:
         if y is None:
             if isinstance(x, Tensor) or _is_features(x) or not isinstance(x, Iterable):
                 raise ValueError(f"{function}: y must be a tensor where x is no iterable of batches (x, y), got None")
-            self.source, self.rows = x, None
+            self.source: Any = x
+            self.rows: int | None = None
             return
         if not isinstance(y, Tensor):
             raise TypeError(f"{function}: y must be a torch.Tensor, got {type(y).__name__}")
@@ -82,7 +83,7 @@ def _said(x: Any) -> str:
     return type(x).__name__
 
 
-def bar(items: Iterable, total: int | None, label: str, progress: bool | None) -> Iterator:
+def bar(items: Iterable[Any], total: int | None, label: str, progress: bool | None) -> Iterator[Any]:
     """The items, counted on stderr."""
     if progress is None and not sys.stderr.isatty():
         progress = False

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class PrefixBlock(torch.nn.Module):
         self.block, self.in_features = block, in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        q = self.block(x[:, : self.in_features])
+        q: Tensor = self.block(x[:, : self.in_features])
         return q[:, self.in_features :] if isinstance(self.block, DenseChain) else q
 
     def extra_repr(self) -> str:
@@ -34,7 +35,7 @@ class PrefixBlock(torch.nn.Module):
 @torch.no_grad()
 def _copy_norm(source: ChainNorm | None, target: ChainNorm | None, i: int) -> None:
     """Norm i of `source` into the first of `target`."""
-    if source is None:
+    if source is None or target is None:
         return
     begin, end = source.begins[i], source.begins[i + 1]
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -47,9 +48,10 @@ def _one_growth(chain: DenseChain, i: int) -> DenseChain:
     """Growth i of a chain, as a chain of its own with copies of its parameters."""
     hidden = None if chain.hidden is None else chain.hidden[i]
     bias = chain.bias is not None or chain.hidden_bias is not None
-    like = chain.weight[0]
-    options = {"activation": chain.activation, "pre_activation": chain.pre_activation, "norm": chain.norm, "bias": bias}
-    factory = {"device": like.device, "dtype": like.dtype}
+    like = next(chain.parameters())
+    options: dict[str, Any] = {"activation": chain.activation, "pre_activation": chain.pre_activation}
+    options |= {"norm": chain.norm, "bias": bias}
+    factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     one = DenseChain(chain.widths[i], chain.growth[i], 1, hidden=hidden, **options, **factory)
     for name in ("weight", "bias", "hidden_weight", "hidden_bias"):
         if getattr(one, name) is not None:
@@ -74,17 +76,19 @@ def to_resnest(densenest: torch.nn.Module) -> ResNEst:
     """
     if not isinstance(densenest, DenseNEst):
         raise TypeError(f"to_resnest: densenest must be a fastnest.models.DenseNEst, got {type(densenest).__name__}")
-    sizes, chain, head = densenest.feature_sizes, densenest.chain, densenest.head
+    sizes, head = densenest.feature_sizes, densenest.head
+    chain: Any = densenest.chain
     blocks, width = [], sizes[0]
     for i, growth in enumerate(sizes[1:]):
         block = _one_growth(chain, i) if isinstance(chain, DenseChain) else copy.deepcopy(chain[i].block)
         blocks.append(PrefixBlock(block, width))
         width += growth
-    factory = {"device": head.weight.device, "dtype": head.weight.dtype}
+    factory: dict[str, Any] = {"device": head.weight.device, "dtype": head.weight.dtype}
     resnest = ResNEst(sizes[0], head.out_features, width=width, bottleneck=sizes[1:], blocks=blocks, **factory)
     W_0, *ups = linear_maps(densenest)
     _copy([(resnest.expand.weight, W_0), (resnest.head.weight, head.weight)])
-    _copy(zip((block.up for block in resnest.chain), ups, strict=True))
+    residuals: Any = resnest.chain
+    _copy(zip((block.up for block in residuals), ups, strict=True))
     return resnest.train(densenest.training)
 
 
@@ -99,24 +103,27 @@ def augment(resnest: torch.nn.Module) -> AResNEst:
 
     Returns a models.AResNEst in the same mode, on the same device.
     """
-    check_prediction_problem("augment", resnest)
-    chain, maps, W_Lp1 = resnest.chain, linear_maps(resnest), resnest.head.weight
+    source = check_prediction_problem("augment", resnest)
+    maps, W_Lp1 = linear_maps(source), source.head.weight
+    chain: Any = source.chain
     N_o, M = W_Lp1.shape
-    factory = {"device": W_Lp1.device, "dtype": W_Lp1.dtype}
-    sizes = {"width": M, "bottleneck": [W.shape[1] for W in maps[1:]], "blocks": len(maps) - 1}
+    factory: dict[str, Any] = {"device": W_Lp1.device, "dtype": W_Lp1.dtype}
+    options: dict[str, Any] = {}
+    sizes: dict[str, Any] = {"width": M, "bottleneck": [W.shape[1] for W in maps[1:]], "blocks": len(maps) - 1}
     if isinstance(chain, ResidualChain):
         sizes["bottleneck"] = chain.bottleneck
         options = {"mid": chain.mid is not None, "activation": chain.activation, "norm": chain.norm}
         options |= {"pre_activation": chain.pre_activation, "bias": chain.down_bias is not None}
     else:
-        sizes["blocks"], options = [copy.deepcopy(block.block) for block in chain], {}
+        sizes["blocks"] = [copy.deepcopy(block.block) for block in chain]
     augmented = AResNEst(maps[0].shape[1], N_o, **sizes, **options, **factory)
+    result: Any = augmented.chain
     if isinstance(chain, ResidualChain):
         state = chain.state_dict()
         state["up"] = state["up"][:-1]
-        augmented.chain.load_state_dict(state)
+        result.load_state_dict(state)
     else:
-        _copy((to.up, block.up) for to, block in zip(list(augmented.chain)[:-1], chain, strict=False))
+        _copy((to.up, block.up) for to, block in zip(list(result)[:-1], chain, strict=False))
     H_0, *H = (W_Lp1.double() @ W.double() for W in maps)
     _copy(
         [

@@ -1,7 +1,7 @@
 """Minimisers of convex risks of linear predictors: least squares by factorisation, other losses by SciPy's solvers."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Risk:
 
     def __init__(self, samples: Iterable[tuple[Tensor, Tensor]], sums: Moments, loss: Loss, ridge: float):
         _, values, vectors = basis(sums.rows)
-        self.transform = vectors * (sums.count**0.5 / values)
+        self.transform: Tensor = vectors * (sums.count**0.5 / values)
         self.samples, self.count, self.loss, self.ridge = samples, sums.count, loss, ridge
         self.outputs = sums.targets.shape[1]
 
@@ -88,7 +88,9 @@ class Risk:
         """H [o, d]."""
         return w @ self.transform.T
 
-    def _sums(self, w: Tensor, per_batch: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]], like: list[Tensor]):
+    def _sums(
+        self, w: Tensor, per_batch: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]], like: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         """Means of what per_batch makes of the features as they are, a batch's outputs and its targets."""
         totals, h = like, self.weight(w)
         for v, y in self.samples:
@@ -135,7 +137,8 @@ class Risk:
 def _margins(z: Tensor, y: Tensor) -> Tensor:
     own = z.gather(1, y[:, None])
     others = z.masked_fill(F.one_hot(y, z.shape[1]).bool(), -torch.inf)
-    return own[:, 0] - others.max(1).values
+    margins: Tensor = own[:, 0] - others.max(1).values
+    return margins
 
 
 class _Separated(Exception):
@@ -163,17 +166,17 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
     shape = risk.outputs, risk.transform.shape[1]
     like = risk.transform
 
-    def matrix(w) -> Tensor:
+    def matrix(w: Any) -> Tensor:
         return torch.from_numpy(w).to(like).view(shape)
 
-    def vector(w: Tensor):
+    def vector(w: Tensor) -> Any:
         return w.reshape(-1).cpu().numpy()
 
     separable = risk.loss.name == "cross_entropy" and risk.ridge == 0
 
     evaluations = 0
 
-    def value(w):
+    def value(w: Any) -> tuple[float, Any]:
         nonlocal evaluations
         evaluations += 1
         found, gradient, margin = risk.with_gradient(matrix(w))
@@ -181,7 +184,7 @@ def minimise(risk: Risk, start: Tensor | None = None) -> Minimum:
             raise _Separated(matrix(w))
         return found, vector(gradient)
 
-    def curvature(w, direction):
+    def curvature(w: Any, direction: Any) -> Any:
         return vector(risk.curvature(matrix(w), matrix(direction)))
 
     begin = like.new_zeros(shape)
@@ -208,8 +211,8 @@ def newton_step(risk: Risk, w: Tensor, gradient: Tensor, damping: float) -> floa
     """Length of Newton's step at w, with `damping` added to every curvature."""
     linalg = optional("scipy.sparse.linalg", "theory")
 
-    def product(direction):
-        direction = torch.from_numpy(direction).to(w).view(w.shape)
+    def product(flat: Any) -> Any:
+        direction = torch.from_numpy(flat).to(w).view(w.shape)
         moved = risk.curvature(w, direction) + damping * direction
         return moved.reshape(-1).cpu().numpy()
 

@@ -4,9 +4,9 @@ With X the rows of x_{L-1}, V those of v_L and Y the targets, f(W_L, W_{L+1}) = 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from .._optional import optional
 from .convex import least_squares
 from .features import linear_maps
+from .model_samples import check_prediction_problem
 from .risk import Prediction, augmented_head, prediction, solve_prediction
 
 LANCZOS = 1e-6  # to which the least eigenvalue is found, of the largest magnitude among them
@@ -61,11 +62,13 @@ class Derivatives(NamedTuple):
         return scale * along_L, scale * along_Lp1
 
     def moved(self, direction: Point, step: float) -> "Derivatives":
-        return Derivatives(self.problem, tuple(w + step * d for w, d in zip(self.point, direction, strict=True)))
+        (W_L, W_Lp1), (d_L, d_Lp1) = self.point, direction
+        return Derivatives(self.problem, (W_L + step * d_L, W_Lp1 + step * d_Lp1))
 
 
 def _norm(direction: Point) -> float:
-    return float(sum(d.square().sum() for d in direction)) ** 0.5
+    norm: float = float(sum(d.square().sum() for d in direction)) ** 0.5
+    return norm
 
 
 def _falling(at: Derivatives) -> Point:
@@ -91,7 +94,7 @@ def _falling(at: Derivatives) -> Point:
     s = -2 * across / (alone + math.hypot(alone, 2 * across)) if across else 0.0
     direction = (d_L, s * d_Lp1)
     size = _norm(direction)
-    return tuple(d / size for d in direction)
+    return direction[0] / size, direction[1] / size
 
 
 def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
@@ -100,17 +103,18 @@ def least_curvature(at: Derivatives) -> tuple[float, Point, float]:
     linalg, numpy = optional("scipy.sparse.linalg", "theory"), optional("numpy", "theory")
     shapes, sizes = [w.shape for w in at.point], [w.numel() for w in at.point]
 
-    def unpacked(flat) -> Point:
+    def unpacked(flat: Any) -> Point:
         parts = torch.from_numpy(numpy.ascontiguousarray(flat)).to(at.point[0]).reshape(-1).split(sizes)
-        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        W_L, W_Lp1 = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        return W_L, W_Lp1
 
-    def packed(direction: Point):
+    def packed(direction: Point) -> Any:
         return torch.cat([d.reshape(-1) for d in direction]).cpu().numpy()
 
-    def operator(product):
+    def operator(product: Callable[[Any], Any]) -> Any:
         return linalg.LinearOperator((sum(sizes), sum(sizes)), matvec=product, dtype=numpy.float64)
 
-    def curvature(d):
+    def curvature(d: Any) -> Any:
         return packed(at.curvature(unpacked(d)))
 
     if sum(sizes) <= DENSE:
@@ -183,7 +187,7 @@ class CriticalPoint:
 
 def critical_point(
     resnest: torch.nn.Module,
-    x: Tensor | Iterable,
+    x: Tensor | Iterable[Any],
     y: Tensor | None = None,
     *,
     tolerance: float = 1e-6,
@@ -209,8 +213,9 @@ def critical_point(
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"critical_point: tolerance must lie between 0 and 1, got {tolerance}")
-    problem = prediction("critical_point", resnest, x, y, progress)
-    W_L, W_Lp1 = linear_maps(resnest)[-1].double(), resnest.head.weight.detach().double()
+    model = check_prediction_problem("critical_point", resnest)
+    problem = prediction("critical_point", model, x, y, progress)
+    W_L, W_Lp1 = linear_maps(model)[-1].double(), model.head.weight.detach().double()
     at = Derivatives(problem, (W_L, W_Lp1))
     norm, scale, risk = _norm(at.gradient()), at.gradient_scale(), at.risk
     values = torch.linalg.svdvals(W_Lp1)
@@ -225,7 +230,7 @@ def critical_point(
         verdict = "not critical"
     elif risk <= least_risk + near:
         verdict = "global minimiser"
-    elif not hessian:
+    elif least is None or most is None or escaped is None:
         verdict = "undecided"
     elif least < -ROUNDING * most and escaped < risk:
         verdict = "strict saddle"
@@ -280,7 +285,7 @@ class Convexity:
 
 
 def check_convexity(
-    resnest: torch.nn.Module, x: Tensor | Iterable, y: Tensor | None = None, *, progress: bool | None = None
+    resnest: torch.nn.Module, x: Tensor | Iterable[Any], y: Tensor | None = None, *, progress: bool | None = None
 ) -> Convexity:
     """Shows that (P_phi) is not convex by two points: Proposition 1 (a) of arXiv 2111.05496.
 
@@ -305,6 +310,6 @@ def check_convexity(
     s = min(1.0, (0.1 * max(gain, 0.0) / cost) ** 0.5) if cost > 0 else 1.0
     s = s if s > 0 else 1.0
     first, second = (A / s, s * U), (-A / s, -s * U)
-    risks = [problem.risk(*point) for point in (first, second)]
-    convex = None if nothing - sum(risks) / 2 <= ROUNDING * nothing else False
-    return Convexity(convex, first, second, *risks, nothing)
+    first_risk, second_risk = problem.risk(*first), problem.risk(*second)
+    convex = None if nothing - (first_risk + second_risk) / 2 <= ROUNDING * nothing else False
+    return Convexity(convex, first, second, first_risk, second_risk, nothing)

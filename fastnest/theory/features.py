@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -83,8 +83,8 @@ def _called_with(x: Tensor, return_features: bool = False) -> tuple[Tensor, bool
     return x, return_features
 
 
-def _listen_to_dense(block: torch.nn.Module, found: Record) -> list:
-    def after(_, arguments: tuple, keywords: dict, result: Tensor) -> None:
+def _listen_to_dense(block: Any, found: Record) -> list[Any]:
+    def after(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Tensor) -> None:
         _begin(found, _called_with(*arguments, **keywords)[0])
         growth = block.growth if isinstance(block, DenseChain) else [block.growth]
         growth = growth * len(block) if isinstance(block, DenseBlock2d) else growth
@@ -96,16 +96,18 @@ def _listen_to_dense(block: torch.nn.Module, found: Record) -> list:
     return [block.register_forward_hook(after, with_kwargs=True)]
 
 
-def _listen_to_residual(block: torch.nn.Module, found: Record) -> list:
+def _listen_to_residual(block: Any, found: Record) -> list[Any]:
     asked = []  # whether the caller of the block wants its features itself
 
-    def before(_, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
+    def before(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, wants = _called_with(*arguments, **keywords)
         _begin(found, x)
         asked.append(wants)
         return (x,), {"return_features": True}
 
-    def after(_, arguments: tuple, keywords: dict, result: tuple[Tensor | None, Tensor]):
+    def after(
+        _: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: tuple[Tensor | None, Tensor]
+    ) -> Tensor | tuple[Tensor | None, Tensor]:
         y, v = result
         if isinstance(block, ResidualChain):
             found.features.extend(v.unbind(1))
@@ -128,11 +130,15 @@ def stream(maps: Sequence[Tensor], v: Sequence[Tensor], x: Tensor | None = None)
     return list(accumulate(terms, initial=x))[0 if x is None else 1 :]
 
 
+@overload
+def linear_maps(model: ResNEst | AResNEst | DenseNEst) -> list[Tensor]: ...
+@overload
+def linear_maps(model: torch.nn.Module) -> list[Tensor] | None: ...
 def linear_maps(model: torch.nn.Module) -> list[Tensor] | None:
     """[W_0, ..., W_L] with x_i = sum_{j<=i} W_j v_j, each [m, k_j] (an A-ResNEst has no W_L); a dense model places v_i
     below what came before. None where the stream is not linear in the features: images."""
     if isinstance(model, (ResNEst, AResNEst)):
-        chain = model.chain
+        chain: Any = model.chain
         ups = chain.up.unbind(0) if isinstance(chain, ResidualChain) else [b.up for b in chain if b.up is not None]
         return [model.expand.weight.detach(), *(W.detach() for W in ups)]
     if isinstance(model, DenseNEst):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def solve(samples: Samples, *, ridge: float = 0.0) -> Minimum:
 
 def _head(samples: Samples, ridge: float) -> Head:
     found = solve(samples, ridge=ridge)
-    sizes, weight, intercept = samples.sizes, found.weight, None
+    sizes, weight, intercept = samples.sizes or [], found.weight, None
     if samples.intercept:
         sizes, weight, intercept = sizes[1:], weight[:, 1:], weight[:, 0]
     certificate = found._asdict()
@@ -78,7 +79,7 @@ def _head(samples: Samples, ridge: float) -> Head:
 
 
 def linear_head(
-    features: Tensor | Sequence[Tensor] | Iterable,
+    features: Tensor | Sequence[Tensor] | Iterable[Any],
     y: Tensor | None = None,
     *,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
@@ -123,7 +124,7 @@ def _as_list(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def best_linear_predictor(
-    x: Tensor | Iterable,
+    x: Tensor | Iterable[Any],
     y: Tensor | None = None,
     *,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
@@ -138,5 +139,5 @@ def best_linear_predictor(
     """
     _check_ridge("best_linear_predictor", ridge)
     batches = Batches("best_linear_predictor", x, y, progress)
-    loss = loss_of("best_linear_predictor", loss)
-    return _head(Samples(batches, lambda x: [x.flatten(1)], loss, classes, intercept), ridge)
+    chosen = loss_of("best_linear_predictor", loss)
+    return _head(Samples(batches, lambda x: [x.flatten(1)], chosen, classes, intercept), ridge)

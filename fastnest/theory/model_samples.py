@@ -24,7 +24,7 @@ def outputs_of(model: torch.nn.Module) -> Callable[[Tensor], int]:
             outputs = model(x[:1])
         if outputs.dim() != 2:
             raise ValueError(f"model must return [n, outputs], got {list(outputs.shape)} for n = {len(x[:1])}")
-        return outputs.shape[1]
+        return int(outputs.shape[1])
 
     return find
 
@@ -32,7 +32,7 @@ def outputs_of(model: torch.nn.Module) -> Callable[[Tensor], int]:
 def model_samples(
     function: str,
     model: torch.nn.Module,
-    x: Tensor | Iterable,
+    x: Tensor | Iterable[Any],
     y: Tensor | None,
     loss: Loss,
     *,
@@ -51,9 +51,10 @@ def model_samples(
     return Samples(Batches(function, x, y, progress), of, loss, outputs_of(model), intercept)
 
 
-def check_prediction_problem(function: str, model: torch.nn.Module) -> None:
+def check_prediction_problem(function: str, model: torch.nn.Module) -> ResNEst:
     """(P_phi) is about W_L and W_{L+1} of a ResNEst on vectors, whose output is linear in the features."""
     if not isinstance(model, ResNEst):
         raise TypeError(f"{function}: resnest must be a fastnest.models.ResNEst, got {type(model).__name__}")
     if model.head_norm is not None:
         raise ValueError(f"{function}: resnest must have no batch norm before its head, got head_norm=True")
+    return model

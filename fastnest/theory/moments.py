@@ -6,7 +6,7 @@ at most as many rows as columns, whatever the number of samples, and unlike G it
 number: ranks are told from rounding at 1e-16 of the largest singular value, not at 1e-8.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,14 +49,15 @@ def triangular(blocks: Iterable[Tensor], function: str) -> Tensor:
             held = [torch.linalg.qr(torch.cat(held), mode="r").R]
     if not held:
         raise ValueError(f"{function}: x must hold at least one batch in every process, got none")
-    return torch.linalg.qr(torch.cat(held), mode="r").R
+    R: Tensor = torch.linalg.qr(torch.cat(held), mode="r").R
+    return R
 
 
 def moments(samples: Samples) -> Moments:
     """Of all samples of all processes."""
     count = 0
 
-    def blocks():
+    def blocks() -> Iterator[Tensor]:
         nonlocal count
         for v, y in samples:
             count += len(y)
@@ -67,8 +68,9 @@ def moments(samples: Samples) -> Moments:
     (total,) = summed(torch.tensor(count, device=mine.device))
     if not total:
         raise ValueError(f"{name}: x must hold at least one sample, got none")
+    outputs = mine.shape[1] - sum(samples.sizes or ())
     factor = triangular(from_all_processes(mine), name)
     if not factor.isfinite().all():
         raise ValueError(f"{name}: features and y must be finite, got NaN or Inf among them")
-    columns = factor.split([*samples.sizes, samples.outputs], 1)
+    columns = factor.split([*(samples.sizes or ()), outputs], 1)
     return Moments(int(total), list(columns[:-1]), columns[-1])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..models import DenseNEst
 from ..models.densenet import DenseNet
 from .batches import Batches
-from .convex import Risk, column_span, minimise
+from .convex import Minimum, Risk, column_span, minimise
 from .features import features as features_of
 from .features import linear_maps, record, stream
 from .loss import NAMED, loss_of
@@ -48,7 +49,7 @@ def _unpredictability(features: Sequence[Tensor]) -> list[float]:
     return shares
 
 
-def linear_unpredictability(features: Sequence[Tensor] | Iterable, *, progress: bool | None = None) -> Tensor:
+def linear_unpredictability(features: Sequence[Tensor] | Iterable[Any], *, progress: bool | None = None) -> Tensor:
     """The share of the variance of each v_i that no affine map of v_0, ..., v_{i-1} predicts.
 
     Features that earlier ones predict linearly add nothing to a ResNEst's output, which is linear in all of them: the
@@ -113,7 +114,7 @@ class BlockProfile:
 
 def block_profile(
     model: torch.nn.Module,
-    x: Tensor | Iterable,
+    x: Tensor | Iterable[Any],
     y: Tensor | None = None,
     *,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
@@ -145,8 +146,9 @@ def block_profile(
         return [*found.features, *found.stream]
 
     features = features_and_stream if recorded else features_of
-    options = {"intercept": intercept, "progress": progress, "features": features}
-    samples = model_samples("block_profile", model, x, y, chosen, **options)
+    samples = model_samples(
+        "block_profile", model, x, y, chosen, intercept=intercept, progress=progress, features=features
+    )
     wanted, samples.intercept = samples.intercept, True  # the first feature, 1, centres those behind it
     predictor = _Squared(samples) if chosen.is_squared else _Convex(samples)
     one, *v = predictor.sums.features
@@ -159,8 +161,9 @@ def block_profile(
 
     def from_x(i: int) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
         def pick(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-            x_i = parts[1 + count + i] if recorded else stream([W.double() for W in maps[: i + 1]], parts[1:])[-1]
-            return [*parts[begin:1], x_i]
+            if maps is None:
+                return [*parts[begin:1], parts[1 + count + i]]
+            return [*parts[begin:1], stream([W.double() for W in maps[: i + 1]], parts[1:])[-1]]
 
         return pick
 
@@ -206,7 +209,7 @@ class _Convex:
         self.kept = samples.kept()
         self.sums = moments(samples.like(NAMED["squared"]))
 
-    def _solve(self, pick: Pick, start: Tensor | None = None):
+    def _solve(self, pick: Pick, start: Tensor | None = None) -> Minimum:
         sizes = [part.shape[1] for part in self.sums.features]
         picked = Moments(self.sums.count, list(pick(self.sums.features)), self.sums.targets)
         return minimise(Risk(_Picked(self.kept, sizes, pick), picked, self.loss, 0.0), start)

@@ -1,12 +1,13 @@
 """Empirical risk, the best a ResNEst's last two linear maps can do, and what their coupling costs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..models import ResNEst
 from ..nn.evaluation import evaluating
 from .batches import Batches
 from .convex import basis, least_squares
@@ -20,7 +21,7 @@ from .samples import summed
 
 def empirical_risk(
     model: torch.nn.Module,
-    x: Tensor | Iterable,
+    x: Tensor | Iterable[Any],
     y: Tensor | None = None,
     *,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
@@ -85,7 +86,7 @@ class Prediction:
     v: Tensor  # rows of v_L [r, k]
 
     @staticmethod
-    def of(sums: Moments, resnest: torch.nn.Module) -> "Prediction":
+    def of(sums: Moments, resnest: ResNEst) -> "Prediction":
         maps = [W.double() for W in linear_maps(resnest)[:-1]]
         return Prediction(sums, maps, stream(maps, sums.features)[-1], sums.features[len(maps)])
 
@@ -96,20 +97,20 @@ class Prediction:
         return self.sums.risk(self.outputs(W_L, W_Lp1))
 
 
-def prediction(function: str, resnest: torch.nn.Module, x, y, progress: bool | None) -> Prediction:
-    check_prediction_problem(function, resnest)
+def prediction(function: str, resnest: torch.nn.Module, x: Any, y: Tensor | None, progress: bool | None) -> Prediction:
+    model = check_prediction_problem(function, resnest)
     samples = model_samples(function, resnest, x, y, NAMED["squared"], progress=progress)
-    return Prediction.of(moments(samples), resnest)
+    return Prediction.of(moments(samples), model)
 
 
 def optimal_prediction(
-    resnest: torch.nn.Module, x: Tensor | Iterable, y: Tensor | None = None, *, progress: bool | None = None
+    resnest: torch.nn.Module, x: Tensor | Iterable[Any], y: Tensor | None = None, *, progress: bool | None = None
 ) -> OptimalPrediction:
     """W_L and W_{L+1} of least squared risk, everything else of the ResNEst as it is: (P_phi) of arXiv 2111.05496.
 
     Where M >= N_o and [W_0, ..., W_{L-1}] has full column rank (assumptions 3 and 4), by Theorem 1's construction: the
-    heads H_i of the augmented problem, W_{L+1} = [H_0, ..., H_{L-1}] [W_0, ..., W_{L-1}]^+ brought to full row rank in
-    the directions that no feature reaches, and W_L = W_{L+1}^+ H_L. Its risk is that of the A-ResNEst.
+    heads H_i of the augmented problem, `W_{L+1} = [H_0, ..., H_{L-1}] [W_0, ..., W_{L-1}]^+` brought to full row rank
+    in the directions that no feature reaches, and W_L = W_{L+1}^+ H_L. Its risk is that of the A-ResNEst.
 
     Elsewhere too the non-convex problem has a closed form. A W_{L+1} of full row rank turns W_L into a free map of v_L,
     so that the minimum is that of a linear predictor on [x_{L-1}, v_L]; with M < N_o the predictor has rank M at most:
@@ -201,7 +202,7 @@ class RiskGap:
 
 def risk_gap(
     resnest: torch.nn.Module,
-    x: Tensor | Iterable,
+    x: Tensor | Iterable[Any],
     y: Tensor | None = None,
     *,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
@@ -221,23 +222,23 @@ def risk_gap(
         progress: a bar on stderr; None: where that is a terminal.
     """
     chosen = loss_of("risk_gap", loss)
-    check_prediction_problem("risk_gap", resnest)
+    model = check_prediction_problem("risk_gap", resnest)
     samples = model_samples("risk_gap", resnest, x, y, chosen, progress=progress)
     if chosen.is_squared:
         sums = moments(samples)
         H = augmented_head(sums)
-        best = solve_prediction(Prediction.of(sums, resnest), H)
+        best = solve_prediction(Prediction.of(sums, model), H)
         augmented = sums.risk(sums.rows @ H.T)
         return RiskGap(best.risk, augmented, best.how)
     augmented = solve(samples).infimum
-    m, o = resnest.head.weight.shape[1], resnest.head.weight.shape[0]
+    o, m = model.head.weight.shape
     if m < o:
         raise ValueError(
             f"risk_gap: loss {chosen.name} needs resnest of at least as much width as outputs, got {m} and {o}"
         )
-    maps = [W.double() for W in linear_maps(resnest)[:-1]]
+    maps = [W.double() for W in linear_maps(model)[:-1]]
 
-    def last(v: list[Tensor]) -> list[Tensor]:
+    def last(v: Sequence[Tensor]) -> list[Tensor]:
         v = [part.double() for part in v]
         return [stream(maps, v)[-1], v[len(maps)]]
 

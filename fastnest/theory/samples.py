@@ -1,6 +1,7 @@
 """Features side by side with their targets, batch by batch in float64, and sums over all processes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class Samples:
         intercept: bool = False,
     ):
         self.batches, self.features, self.loss, self.intercept = batches, features, loss, intercept
-        self.outputs, self.sizes = outputs, None
+        self.outputs = outputs
+        self.sizes: list[int] | None = None
         if outputs is None and batches.rows is not None:
             y = batches.source[1]
             self.outputs = outputs_for(y)
@@ -61,7 +63,7 @@ class Samples:
         """The same samples for another loss."""
         return Samples(self.batches, self.features, loss, self.outputs, self.intercept)
 
-    def mapped(self, function: Callable[[list[Tensor]], list[Tensor]]) -> "Samples":
+    def mapped(self, function: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> "Samples":
         """The same samples with other features, made of these."""
         features = self.features
         return Samples(self.batches, lambda x: function(features(x)), self.loss, self.outputs, self.intercept)
@@ -75,7 +77,7 @@ def _said(shapes: list[list[int]]) -> str:
     return ", ".join(map(str, shapes[:3])) + (", ..." if len(shapes) > 3 else "")
 
 
-def _distributed():
+def _distributed() -> ModuleType | None:
     import torch.distributed as distributed
 
     return distributed if distributed.is_available() and distributed.is_initialized() else None

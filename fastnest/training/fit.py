@@ -3,10 +3,10 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class Training:
                 f"got batch {recipe.batch}, {len(images.x)} images"
             )
         self.settings = {**asdict(recipe), **(settings or {}), "images": str(images), "mean": images.mean}
-        self.forward = torch.compile(model) if compile else model
+        self.forward: torch.nn.Module = cast(torch.nn.Module, torch.compile(model)) if compile else model
         self.parallel = self.processes.parallel(self.forward)
         self.optimizer = torch.optim.SGD(
             model.parameters(), recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
@@ -223,7 +223,7 @@ class Training:
     def _input(self, x: Tensor) -> Tensor:
         return self.images.normalised(x, next(self.model.parameters()).dtype)
 
-    def _precision(self):
+    def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", getattr(torch, self.recipe.amp)) if self.recipe.amp else nullcontext()
 
     def _seed(self, *purpose: int) -> int:

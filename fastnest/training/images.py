@@ -59,7 +59,7 @@ class Images:
     mean: list[float] = field(init=False)  # of each channel of the training images, as are the deviations
     deviation: list[float] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         values = torch.arange(256, dtype=torch.float64)
         means, deviations = [], []
         for channel in self.x.unbind(1):  # from counts of the 256 values: exact, and no copy in a wider type

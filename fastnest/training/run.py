@@ -37,11 +37,13 @@ def build(arch: str, kind: str, classes: int, seed: int) -> torch.nn.Module:
 
 
 def _images(source: str | None, root: Path, synthetic: int | None, seed: int) -> images.Images:
-    if synthetic is None:
-        return images.load(source, root)
-    if source not in (None, *images.FORMATS):
-        raise ValueError(f"--synthetic takes its classes from --data {' or '.join(images.FORMATS)}, got {source}")
-    return images.synthetic(synthetic, images.FORMATS[source or "cifar10"].classes, seed)
+    if synthetic is not None:
+        if source not in (None, *images.FORMATS):
+            raise ValueError(f"--synthetic takes its classes from --data {' or '.join(images.FORMATS)}, got {source}")
+        return images.synthetic(synthetic, images.FORMATS[source or "cifar10"].classes, seed)
+    if source is None:
+        raise ValueError("--data must name images where --synthetic is not given, got neither")
+    return images.load(source, root)
 
 
 def run(source: str | None, arguments: argparse.Namespace) -> None:
@@ -71,7 +73,7 @@ def _run(source: str | None, arguments: argparse.Namespace, several: Processes) 
         compile=bool(arguments.compile),
     )
 
-    def say(line: str | Epoch) -> None:
+    def say(line: object) -> None:
         if several.first:
             print(line, flush=True)
 
