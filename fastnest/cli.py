@@ -52,8 +52,8 @@ def bench(arguments: argparse.Namespace) -> int:
 
     if arguments.show is not None:
         return _show_results(arguments)
-    if arguments.plot or arguments.readme:
-        raise ValueError("--plot and --readme need --show, which says of which results")
+    if arguments.pictures or arguments.readme:
+        raise ValueError("--pictures and --readme need --show, which says of which results")
     conditions = [arguments.condition] if arguments.condition else run.CONDITIONS
     result = run.run(arguments.out, full=arguments.full, only=arguments.only, conditions=conditions)
     print(report.markdown(result))
@@ -61,17 +61,23 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _show_results(arguments: argparse.Namespace) -> int:
-    from .benchmarks import report
+    from .benchmarks import pictures, report
 
     results = report.load(arguments.show)
+    drawn = {path: one for path, one in results.items() if not report.is_of_gpu(one)}
+    if arguments.pictures:
+        if not drawn:
+            raise ValueError("--pictures draws what `fastnest bench` has written, not a run of `make gpu`")
+        for path, one in drawn.items():
+            print(*pictures.draw(path.stem, one, arguments.pictures), sep="\n")
     if arguments.readme:
-        report.rewrite(arguments.readme, results)
+        report.rewrite(arguments.readme, "benchmarks", report.tables(results.values()))
+        if arguments.pictures:
+            shown = pictures.markdown(drawn, arguments.pictures, arguments.readme)
+            report.rewrite(arguments.readme, "pictures", shown)
         print(f"figures of {arguments.readme} rewritten")
-    if arguments.plot:
-        drawn = [one for one in results if arguments.show or not report.is_of_gpu(one)]
-        print(f"plot: {report.plot(drawn[-1], arguments.plot)}")
-    if not (arguments.readme or arguments.plot):
-        print(*map(report.markdown, results), sep="\n")
+    if not (arguments.readme or arguments.pictures):
+        print(report.tables(results.values()))
     return 0
 
 

@@ -22,8 +22,10 @@ def of_bench(one: argparse.ArgumentParser) -> None:
     stored.add_argument(
         "--show", type=Path, nargs="*", metavar="JSON", help="print the tables of these files (default: those shipped)"
     )
-    stored.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios into this file instead")
-    stored.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables between this file's markers")
+    stored.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw them here: speed-up and roofline")
+    stored.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the tables (with --pictures, these too) between its marks"
+    )
 
 
 def of_report(one: argparse.ArgumentParser) -> None:
