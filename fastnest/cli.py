@@ -47,16 +47,24 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Runs the benchmarks, as shipped and fair, writes the JSON and prints its tables; or shows what was stored."""
-    from .benchmarks import report, run
+    """Runs benchmarks in two minutes, or all of them, against eager and torch.compile; or shows what was stored."""
+    from .benchmarks import console, report, run
 
     if arguments.show is not None:
         return _show_results(arguments)
     if arguments.pictures or arguments.readme:
         raise ValueError("--pictures and --readme need --show, which says of which results")
-    conditions = [arguments.condition] if arguments.condition else run.CONDITIONS
-    result = run.run(arguments.out, full=arguments.full, only=arguments.only, conditions=conditions)
-    print(report.markdown(result))
+    if arguments.seconds is not None and arguments.seconds <= 0:
+        raise ValueError(f"--seconds must be more than 0, got {arguments.seconds:g}")
+    asked = arguments.condition or ("both" if arguments.full else "as_shipped")
+    result = run.run(
+        arguments.out,
+        full=arguments.full,
+        names=arguments.names,
+        conditions=run.CONDITIONS if asked == "both" else [asked],
+        seconds=arguments.seconds or (None if arguments.full else run.SECONDS),
+    )
+    print(report.markdown(result) if arguments.full else console.table(result))
     return 0 if run.complete(result) else 1
 
 

@@ -46,7 +46,7 @@ def test_wrong_call(arguments, capsys):
     [
         (["train", "iriss"], "one of digits"),
         (["train", "nowhere.csv"], "nowhere.csv"),
-        (["bench", "--only", "no such case"], "no case has" if CPP else "nothing to compare"),
+        (["bench", "no such case"], "no case has" if CPP else "nothing to compare"),
         (["bench", "--show", "nowhere.json"], "nowhere.json"),
         (["bench", "--readme", "README.md"], "--pictures and --readme need --show"),
     ],

@@ -27,7 +27,8 @@ def result() -> dict:
             for n in (1, 64)
         ]
         peak = {"float32": 400.0}
-        return {"rows": rows, "failures": [], "peak_gflops": peak, "matmul_gflops": 100.0, "threads": 2}
+        rates = {"peak_gflops": peak, "matmul_gflops": 100.0, "copy_gbytes_per_second": 10.0}
+        return {"rows": rows, "failures": [], "not_run": [], **rates, "threads": 2}
 
     machine = {
         "cpu": "Some CPU",
