@@ -51,7 +51,7 @@ test: build
 bench: build
 	@echo "bench: every op and model against its peers, as shipped and fair, and the README's tables; an hour and a half on 2 cores"
 	$(PY) -m fastnest bench --full
-	$(PY) -m fastnest bench --show --pictures docs/images --readme README.md
+	$(PY) -m fastnest bench --show --pictures docs/images --readme README.md docs/benchmarks.md
 
 lint: build
 	@echo "lint: ruff and clang-format, changing nothing"

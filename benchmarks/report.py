@@ -167,23 +167,25 @@ def tables(results: Iterable[dict]) -> str:
     return "\n".join(map(markdown, results))
 
 
-def between(path: Path, what: str) -> str:
-    """What stands between a file's marks `<!-- WHAT: begin -->` and `<!-- WHAT: end -->`."""
-    return _parts(path, what)[1].strip("\n") + "\n"
+def _marks(what: str) -> tuple[str, str]:
+    return f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
 
 
-def rewrite(path: Path, what: str, text: str) -> None:
-    """Replaces what stands between the marks of the file."""
-    before, _, after = _parts(path, what)
-    Path(path).write_text(f"{before}\n\n{text}\n{after}")
+def between(text: str, what: str) -> str:
+    """What stands between a page's marks `<!-- WHAT: begin -->` and `<!-- WHAT: end -->`."""
+    begin, end = _marks(what)
+    return text.split(begin, 1)[1].split(end, 1)[0].strip("\n") + "\n"
 
 
-def _parts(path: Path, what: str) -> tuple[str, str, str]:
-    """Up to and with the begin, between, from the end on."""
+def rewrite(path: Path, parts: dict[str, str]) -> list[str]:
+    """Replaces what stands between those marks that the file has; returns which. ValueError if it has none."""
     text = Path(path).read_text()
-    begin, end = (f"<!-- {what}: {side} -->" for side in ("begin", "end"))
-    if begin not in text or end not in text:
-        raise ValueError(f"bench: {path} must contain {begin} and {end}")
-    before, rest = text.split(begin, 1)
-    inside, after = rest.split(end, 1)
-    return before + begin, inside, end + after
+    found = [what for what in parts if all(mark in text for mark in _marks(what))]
+    if not found:
+        raise ValueError(f"{path} must contain {' or '.join(' and '.join(_marks(what)) for what in parts)}")
+    for what in found:
+        begin, end = _marks(what)
+        before, rest = text.split(begin, 1)
+        text = f"{before}{begin}\n\n{parts[what]}\n{end}{rest.split(end, 1)[1]}"
+    Path(path).write_text(text)
+    return found

@@ -78,12 +78,11 @@ def _show_results(arguments: argparse.Namespace) -> int:
             raise ValueError("--pictures draws what `fastnest bench` has written, not a run of `make gpu`")
         for path, one in drawn.items():
             print(*pictures.draw(path.stem, one, arguments.pictures), sep="\n")
-    if arguments.readme:
-        report.rewrite(arguments.readme, "benchmarks", report.tables(results.values()))
+    for page in arguments.readme:
+        parts = {"benchmarks": report.tables(results.values())}
         if arguments.pictures:
-            shown = pictures.markdown(drawn, arguments.pictures, arguments.readme)
-            report.rewrite(arguments.readme, "pictures", shown)
-        print(f"figures of {arguments.readme} rewritten")
+            parts["pictures"] = pictures.markdown(drawn, arguments.pictures, page)
+        print(f"{page}: {' and '.join(report.rewrite(page, parts))} rewritten")
     if not (arguments.readme or arguments.pictures):
         print(report.tables(results.values()))
     return 0

@@ -30,9 +30,8 @@ def of_bench(one: argparse.ArgumentParser) -> None:
         "--show", type=Path, nargs="*", metavar="JSON", help="print the tables of these files (default: those shipped)"
     )
     stored.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw them here: speed-up and roofline")
-    stored.add_argument(
-        "--readme", type=Path, metavar="FILE", help="rewrite the tables (with --pictures, these too) between its marks"
-    )
+    marked = "rewrite the tables, and with --pictures these, that stand between marks in these files"
+    stored.add_argument("--readme", type=Path, nargs="+", default=[], metavar="FILE", help=marked)
 
 
 def of_report(one: argparse.ArgumentParser) -> None:

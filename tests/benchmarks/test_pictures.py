@@ -24,19 +24,20 @@ def test_committed_pictures_are_of_the_committed_results():
         if not report.is_of_gpu(result):
             for kind, shown in pictures.contents(result).items():
                 wanted |= dict.fromkeys(svgs(path.stem, kind), pictures.digest(shown))
-    remedy = "`fastnest bench --show --pictures docs/images --readme README.md` draws them"
+    remedy = "`fastnest bench --show --pictures docs/images --readme README.md docs/benchmarks.md` draws them"
     assert {name: pictures.digest_in(IMAGES / name) for name in wanted} == wanted, remedy
     left = {path.name for path in IMAGES.glob("*.svg") if pictures.digest_in(path)} - set(wanted)
     assert not left, f"of no stored result: {left}"
 
 
-def test_readme_shows_the_committed_pictures():
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"], ids=lambda page: page.name)
+def test_pages_show_the_committed_pictures(page):
     results = {path: result for path, result in report.load().items() if not report.is_of_gpu(result)}
-    readme = ROOT / "README.md"
-    assert report.between(readme, "pictures") == pictures.markdown(results, IMAGES, readme)
-    named = re.findall(r'src(?:set)?="([^"]+)"', report.between(readme, "pictures"))
+    block = report.between(page.read_text(), "pictures")
+    assert block == pictures.markdown(results, IMAGES, page)
+    named = re.findall(r'src(?:set)?="([^"]+)"', block)
     assert len(named) == 2 * sum(len(pictures.contents(result)) for result in results.values())
-    assert all((ROOT / name).exists() for name in named)
+    assert all((page.parent / name).exists() for name in named)
 
 
 def test_digest_is_of_every_number_and_word(result):

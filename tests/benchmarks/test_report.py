@@ -33,10 +33,15 @@ def test_rewrites_only_between_the_marks(tmp_path, result):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "stale figures" not in text
-    assert report.between(readme, "benchmarks") == report.markdown(result)
+    assert report.between(text, "benchmarks") == report.markdown(result)
     readme.write_text("no marks")
-    with pytest.raises(ValueError, match=r"README.md must contain <!-- benchmarks: begin --> and <!-- benchmarks: end"):
-        report.rewrite(readme, "benchmarks", "text")
+    with pytest.raises(
+        ValueError, match=r"README.md must contain <!-- a: begin --> and <!-- a: end --> or"
+    ):
+        report.rewrite(readme, {"a": "text", "b": "text"})
+    readme.write_text("<!-- b: begin -->\n<!-- b: end -->")
+    assert report.rewrite(readme, {"a": "text", "b": "text"}) == ["b"]
+    assert readme.read_text() == "<!-- b: begin -->\n\ntext\n<!-- b: end -->"
 
 
 def test_failures_are_shown(result):
@@ -46,4 +51,4 @@ def test_failures_are_shown(result):
 
 
 def test_readme_has_the_tables_of_the_stored_results():
-    assert report.between(README, "benchmarks") == report.tables(report.load().values())
+    assert report.between(README.read_text(), "benchmarks") == report.tables(report.load().values())
