@@ -24,7 +24,7 @@ def table(result: dict) -> str:
             parts.append(f"{len(condition['not_run'])} of {of} cases not run (--seconds N gives more time): {left}")
     rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
     peers = [peer for peer in report.PEERS if any(peer in row["median_us"] for row in rows)]
-    return "\n\n".join([*parts, NOTE.format(peers=", ".join(peers))])
+    return "\n\n".join([*parts, *([NOTE.format(peers=", ".join(peers))] if peers else [])])
 
 
 def _rates(condition: dict) -> str:

@@ -50,14 +50,11 @@ def figure(data: dict, theme: look.Theme):
     title = f"Roofline of forward passes, {data['condition'].replace('_', ' ')}"
     drawn = look.page(HEIGHT, title, data["machine"], theme)
     panels = data["panels"]
-    points = [point for panel in panels.values() for point in panel["points"]]
-    x = [point["intensity"] for point in points]
-    y = [point[who] for point in points for who in ("fastnest", "eager")]
-    peaks = [panel["peak"] for panel in panels.values()]
-    subjects = list(dict.fromkeys(point["subject"] for point in points))
+    subjects = list(dict.fromkeys(point["subject"] for panel in panels.values() for point in panel["points"]))
+    limits = _limits(data)
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (dtype, panel) in zip(axes, panels.items(), strict=True):
-        axis.set(xscale="log", yscale="log", xlim=(min(x) / 3, max(x) * 1.6), ylim=(min(y) / 1.6, max(peaks) * 1.6))
+        axis.set(xscale="log", yscale="log", **limits)
         _scale(axis, theme)
         _roof(axis, panel["peak"], data["bandwidth"], _steepness(axis, len(panels)), theme)
         _points(axis, panel["points"], subjects, theme)
@@ -66,6 +63,19 @@ def figure(data: dict, theme: look.Theme):
     axes[0].set_ylabel("GFLOP/s")
     _legend(drawn, subjects, theme)
     return drawn
+
+
+def _limits(data: dict) -> dict[str, tuple[float, float]]:
+    """Around all points, with some of the slope and of the peak in view where the bandwidth is known."""
+    points = [point for panel in data["panels"].values() for point in panel["points"]]
+    peaks = [panel["peak"] for panel in data["panels"].values()]
+    x = [point["intensity"] for point in points]
+    y = [point[who] for point in points for who in ("fastnest", "eager")]
+    left, right, low, high = min(x) / 3, max(x) * 1.6, min(y) / 1.6, max(peaks) * 1.6
+    if data["bandwidth"]:
+        ridges = [peak / data["bandwidth"] for peak in peaks]
+        left, right, low = min(left, min(ridges) / 6), max(right, max(ridges) * 4), min(low, min(peaks) / 6)
+    return {"xlim": (left, right), "ylim": (low, high)}
 
 
 def _scale(axis, theme: look.Theme) -> None:

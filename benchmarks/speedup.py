@@ -56,7 +56,8 @@ def figure(data: dict, theme: look.Theme):
         axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes[0].set_yticks(range(len(lines)), [line["label"] for line in lines])
     axes[0].set_ylim(len(lines) - 0.4, -0.6)
-    _legend(drawn, conditions, theme)
+    several = any(len(values) > 1 for line in lines for values in line["best"].values())
+    _legend(drawn, conditions, several, theme)
     return drawn
 
 
@@ -93,10 +94,10 @@ def _bars(axis, lines: list[dict], conditions: list[str], theme: look.Theme) -> 
         axis.text(1.02, place, numbers, transform=axis.get_yaxis_transform(), va="center", fontsize=8, **marked)
 
 
-def _legend(figure, conditions: list[str], theme: look.Theme) -> None:
-    patches, lines = optional("matplotlib.patches", "plot"), optional("matplotlib.lines", "plot")
-    handles = [patches.Patch(color=look.COLOURS[i]) for i in range(len(conditions))]
-    labels = [f"median, {WORDS.get(name, name)}" for name in conditions] if len(conditions) > 1 else ["median"]
-    handles.append(lines.Line2D([], [], linestyle="", marker=".", color=theme.ink, markersize=4, alpha=0.7))
-    handles.append(patches.Patch(facecolor=theme.shade, edgecolor=theme.line))
-    look.legend(figure, handles, [*labels, "a case", "fastnest is slower"])
+def _legend(figure, conditions: list[str], several: bool, theme: look.Theme) -> None:
+    patch, line = optional("matplotlib.patches", "plot").Patch, optional("matplotlib.lines", "plot").Line2D
+    entries = {f"median, {WORDS.get(name, name)}": patch(color=look.COLOURS[i]) for i, name in enumerate(conditions)}
+    if several:
+        entries["a case"] = line([], [], linestyle="", marker=".", color=theme.ink, markersize=4, alpha=0.7)
+    entries["fastnest is slower"] = patch(facecolor=theme.shade, edgecolor=theme.line)
+    look.legend(figure, list(entries.values()), list(entries))

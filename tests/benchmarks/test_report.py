@@ -35,9 +35,7 @@ def test_rewrites_only_between_the_marks(tmp_path, result):
     assert "stale figures" not in text
     assert report.between(text, "benchmarks") == report.markdown(result)
     readme.write_text("no marks")
-    with pytest.raises(
-        ValueError, match=r"README.md must contain <!-- a: begin --> and <!-- a: end --> or"
-    ):
+    with pytest.raises(ValueError, match=r"README.md must contain <!-- a: begin --> and <!-- a: end --> or"):
         report.rewrite(readme, {"a": "text", "b": "text"})
     readme.write_text("<!-- b: begin -->\n<!-- b: end -->")
     assert report.rewrite(readme, {"a": "text", "b": "text"}) == ["b"]
