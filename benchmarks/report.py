@@ -156,9 +156,10 @@ def markdown(result: dict) -> str:
     """Everything: heading, summary, a table per subject, mode and dtype, and what failed its comparison."""
     if is_of_gpu(result):
         return gpu_table.markdown(result)
-    failures = [failure for condition in result["conditions"].values() for failure in condition["failures"]]
+    conditions = result["conditions"].values()
     parts = [heading(result), summary(result), *(table(result, *group) for group in groups_of(result))]
-    parts += [f"FAILED, no speed reported: {failure}" for failure in failures]
+    parts += [f"FAILED, no speed reported: {failure}" for condition in conditions for failure in condition["failures"]]
+    parts += [f"NOT RUN: {name}" for condition in conditions for name in condition.get("not_run", [])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

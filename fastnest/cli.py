@@ -71,6 +71,8 @@ def bench(arguments: argparse.Namespace) -> int:
 def _show_results(arguments: argparse.Namespace) -> int:
     from .benchmarks import pictures, report
 
+    if arguments.names:
+        raise ValueError(f"--show prints all of a file, and a run has no --show: got both it and {arguments.names[0]}")
     results = report.load(arguments.show)
     drawn = {path: one for path, one in results.items() if not report.is_of_gpu(one)}
     if arguments.pictures:

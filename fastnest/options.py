@@ -18,7 +18,7 @@ def of_bench(one: argparse.ArgumentParser) -> None:
     one.add_argument("names", nargs="*", metavar="NAME", help=chosen)
     full = "every shape and peer under both conditions: an hour and a half on 2 cores"
     one.add_argument("--full", action="store_true", help=full)
-    one.add_argument("--seconds", type=float, help="stop after so long (default: 110; --full: no limit)")
+    one.add_argument("--seconds", type=float, help="stop after so long (default: 105; --full: no limit)")
     one.add_argument(
         "--condition",
         choices=("as_shipped", "fair", "both"),

@@ -48,6 +48,7 @@ def test_wrong_call(arguments, capsys):
         (["train", "nowhere.csv"], "nowhere.csv"),
         (["bench", "no such case"], "no case has" if CPP else "nothing to compare"),
         (["bench", "--show", "nowhere.json"], "nowhere.json"),
+        (["bench", "ResNEst", "--show"], "--show prints all of a file"),
         (["bench", "--readme", "README.md"], "--pictures and --readme need --show"),
     ],
 )

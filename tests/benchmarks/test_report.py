@@ -42,9 +42,11 @@ def test_rewrites_only_between_the_marks(tmp_path, result):
     assert readme.read_text() == "<!-- b: begin -->\n\ntext\n<!-- b: end -->"
 
 
-def test_failures_are_shown(result):
+def test_failures_and_what_was_not_run_are_shown(result):
     result["conditions"]["fair"]["failures"].append("a case is off by 1e-3")
+    result["conditions"]["as_shipped"]["not_run"].append("another case")
     assert "FAILED, no speed reported: a case is off by 1e-3" in report.markdown(result)
+    assert "NOT RUN: another case" in report.markdown(result)
     assert not run.complete(result)
 
 
