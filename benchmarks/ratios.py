@@ -50,7 +50,8 @@ def of_this_machine() -> tuple[str, Medians]:
     """(files, medians) that results/ has of this machine with as many threads, as shipped; else pytest.UsageError."""
     here, threads = machine.slug(machine.facts()), torch.get_num_threads()
     names, medians = [], {}
-    for path, result in report.load().items():
+    stored = report.load() if any(report.RESULTS.glob("*.json")) else {}
+    for path, result in stored.items():
         condition = None if report.is_of_gpu(result) else result["conditions"].get("as_shipped")
         if condition and machine.slug(result["machine"]) == here and condition["threads"] == threads:
             names.append(path.name)

@@ -157,6 +157,12 @@ def test_stored_ratios_are_of_this_machine_and_its_threads(result, monkeypatch):
         ratios.of_this_machine()
 
 
+def test_without_any_results_it_says_how_to_make_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    with pytest.raises(pytest.UsageError, match="`fastnest bench --full` makes them"):
+        ratios.of_this_machine()
+
+
 def test_without_pytest_benchmark_the_extra_is_named():
     words = ["benchmarks", "--collect-only", "-p", "no:benchmark", "-p", "no:cacheprovider"]
     done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True)
