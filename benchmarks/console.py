@@ -19,12 +19,18 @@ def table(result: dict) -> str:
         parts.append("\n".join([_line("", COLUMNS), *_lines({**result, "conditions": {name: condition}}, condition)]))
         parts += [f"FAILED, no speed reported: {failure}" for failure in condition["failures"]]
         if condition["not_run"]:
-            of = len(condition["rows"]) + len(condition["failures"]) + len(condition["not_run"])
-            left = ", ".join(condition["not_run"][:3]) + (", ..." if len(condition["not_run"]) > 3 else "")
-            parts.append(f"{len(condition['not_run'])} of {of} cases not run (--seconds N gives more time): {left}")
+            parts.append(_not_run(condition))
     rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
     peers = [peer for peer in report.PEERS if any(peer in row["median_us"] for row in rows)]
     return "\n\n".join([*parts, *([NOTE.format(peers=", ".join(peers))] if peers else [])])
+
+
+def _not_run(condition: dict) -> str:
+    names = condition["not_run"]
+    of = len(condition["rows"]) + len(condition["failures"]) + len(names)
+    more = " (--seconds N gives more time)" if condition["stopped"] == "time is up" else ""
+    shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return f"{condition['stopped']}{more}, {len(names)} of {of} cases not run: {shown}"
 
 
 def _rates(condition: dict) -> str:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -99,7 +100,7 @@ def measure(chosen: Sequence[contest.Case], full: bool, until: float | None = No
     rates = machine.rates()
     rows, failures, peaks = [], [], {case.dtype: [] for case in chosen}
     progress = tqdm(chosen, desc=title, unit="case", dynamic_ncols=True)
-    done = 0
+    done, stopped = 0, ""
     if until is not None:
         signal.signal(signal.SIGALRM, _out_of_time)
         signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.time()))
@@ -113,14 +114,15 @@ def measure(chosen: Sequence[contest.Case], full: bool, until: float | None = No
                 failures.append(str(error))
                 tqdm.write(f"FAILED {error}")
             done += 1
-        if until is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt as stopped:
-        why = "time is up" if isinstance(stopped, OutOfTime) else "interrupted"
-        tqdm.write(f"{why} in {chosen[done].name}: what was measured before it is kept")
+    except KeyboardInterrupt as why:
+        stopped = "time is up" if isinstance(why, OutOfTime) else "interrupted"
+        tqdm.write(f"{stopped} after {done} of {len(chosen)} cases, which are kept")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return {
         "rows": rows,
         "failures": failures,
+        "stopped": stopped,
         "not_run": [case.name for case in chosen[done:]],
         "peak_gflops": {dtype: max(samples) for dtype, samples in peaks.items() if samples},
         **rates,
@@ -130,6 +132,16 @@ def measure(chosen: Sequence[contest.Case], full: bool, until: float | None = No
 
 def _out_of_time(*_) -> None:
     raise OutOfTime
+
+
+@contextmanager
+def _left_to_the_child(number: int):
+    """Ctrl-C reaches both processes; the one that measures ends, the other writes what was measured."""
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def child(order: dict, path: Path) -> None:
@@ -178,8 +190,11 @@ def run(
             path = Path(folder) / f"{condition}.json"
             order = json.dumps({"names": chosen, "full": full, "until": until})
             words = [sys.executable, "-m", __spec__.name, order, str(path)]
-            subprocess.run(words, env=environment, check=True)
-            result["conditions"][condition] = json.loads(path.read_text())
+            with _left_to_the_child(signal.SIGINT):
+                subprocess.run(words, env=environment, check=True)
+            result["conditions"][condition] = measured = json.loads(path.read_text())
+            if measured["stopped"] == "interrupted":
+                break
     if out is None and full and not names:
         out = RESULTS / f"{machine.slug(facts)}.json"
     if out is not None:
@@ -190,9 +205,12 @@ def run(
 
 
 def complete(result: dict) -> bool:
-    """Whether every case passed its comparison with float64."""
-    return not any(condition["failures"] for condition in result["conditions"].values())
+    """Whether something was measured and every case passed its comparison with float64."""
+    conditions = result["conditions"].values()
+    return any(one["rows"] for one in conditions) and not any(one["failures"] for one in conditions)
 
 
 if __name__ == "__main__":
     child(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    sys.stderr.flush()
+    os._exit(0)  # an ordinary end would wait for the threads of a compilation that was given up

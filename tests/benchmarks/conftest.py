@@ -28,7 +28,7 @@ def result() -> dict:
         ]
         peak = {"float32": 400.0}
         rates = {"peak_gflops": peak, "matmul_gflops": 100.0, "copy_gbytes_per_second": 10.0}
-        return {"rows": rows, "failures": [], "not_run": [], **rates, "threads": 2}
+        return {"rows": rows, "failures": [], "stopped": "", "not_run": [], **rates, "threads": 2}
 
     machine = {
         "cpu": "Some CPU",

@@ -1,5 +1,7 @@
 """Which cases a run takes and until when, under which conditions, on what it says the machine is."""
 
+import json
+import signal
 import sys
 import time
 
@@ -82,7 +84,7 @@ def test_wrong_numbers_are_a_failure_and_the_run_goes_on(stand_in):
     assert result["not_run"] == []
 
 
-@pytest.mark.parametrize("how", ["interrupted", "out of time"])
+@pytest.mark.parametrize("how", ["interrupted", "time is up"])
 def test_a_run_that_is_stopped_keeps_what_it_has(stand_in, how):
     def happens(case):
         if case is CHAIN[1]:
@@ -97,6 +99,38 @@ def test_a_run_that_is_stopped_keeps_what_it_has(stand_in, how):
     result = stand_in(happens, None if how == "interrupted" else time.time() + 0.3)
     assert result["rows"] == [CHAIN[0].name]
     assert result["not_run"] == [CHAIN[1].name, CHAIN[2].name]
+    assert result["stopped"] == how
+
+
+CHILD = """
+import json, os, signal, sys, time
+os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C in a terminal, which all its processes get
+json.dump({"rows": [], "failures": [], "stopped": "interrupted", "not_run": ["a"]}, open(sys.argv[-1], "w"))
+"""
+
+
+def test_a_run_is_complete_if_something_was_measured_and_nothing_failed(result):
+    assert run.complete(result)
+    result["conditions"]["fair"]["rows"] = []
+    assert run.complete(result)
+    result["conditions"]["as_shipped"]["rows"] = []
+    assert not run.complete(result)
+
+
+@pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="benchmarks need the kernels")
+def test_ctrl_c_is_left_to_the_process_that_measures(monkeypatch, tmp_path):
+    pytest.importorskip("tqdm")
+    start = run.subprocess.run
+
+    def stand_in(words, **options):
+        return start([sys.executable, "-c", CHILD, *words[3:]] if "-m" in words else words, **options)
+
+    monkeypatch.setattr(run.subprocess, "run", stand_in)
+    before = signal.getsignal(signal.SIGINT)
+    result = run.run(tmp_path / "out.json", full=False)
+    assert list(result["conditions"]) == ["as_shipped"]  # the second is not begun
+    assert json.loads((tmp_path / "out.json").read_text()) == result
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_run_without_tqdm_names_the_extra(monkeypatch, capsys):
@@ -134,7 +168,7 @@ def test_what_is_asked_for_is_run_and_shown(words, full, names, conditions, seco
 
 def test_console_table(result, monkeypatch, capsys):
     monkeypatch.setattr(run, "run", lambda out, **options: result)
-    result["conditions"]["as_shipped"]["not_run"] = ["a", "b", "c", "d"]
+    result["conditions"]["as_shipped"].update(not_run=["a", "b", "c", "d"], stopped="time is up")
     result["conditions"]["fair"]["failures"] = ["e is off"]
     cli.main(["bench"])
     said = capsys.readouterr().out
@@ -144,7 +178,7 @@ def test_console_table(result, monkeypatch, capsys):
     train = ["n64", "m8", "500", "us", "50%", "8.00", "4.00", "4.00", "1.0", "MiB", "0.12"]
     assert train in lines
     assert ["n64", "m8", "500", "us", "50%", "4.00", "2.00", "2.00", "-", "-"] in lines
-    assert "4 of 8 cases not run (--seconds N gives more time): a, b, c, ..." in said
+    assert "time is up (--seconds N gives more time), 4 of 8 cases not run: a, b, c, ..." in said
     assert "FAILED, no speed reported: e is off" in said
     assert max(map(len, said.splitlines())) <= 120
 
