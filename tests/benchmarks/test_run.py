@@ -90,16 +90,19 @@ def test_a_run_that_is_stopped_keeps_what_it_has(stand_in, how):
         if case is CHAIN[1]:
             if how == "interrupted":
                 raise KeyboardInterrupt
+            assert 3000 < signal.getitimer(signal.ITIMER_REAL)[0] <= 3600
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # the time goes by
             try:
-                time.sleep(60)  # the alarm ends it, through whatever catches errors
+                time.sleep(60)
             except Exception:
-                pytest.fail("OutOfTime is no Exception")
+                pytest.fail("what catches errors must not catch OutOfTime")
         return case.name
 
-    result = stand_in(happens, None if how == "interrupted" else time.time() + 0.3)
+    result = stand_in(happens, None if how == "interrupted" else time.time() + 3600)
     assert result["rows"] == [CHAIN[0].name]
     assert result["not_run"] == [CHAIN[1].name, CHAIN[2].name]
     assert result["stopped"] == how
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 CHILD = """
