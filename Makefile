@@ -49,9 +49,9 @@ test: build
 	$(PY) -m pytest
 
 bench: build
-	@echo "bench: every op and model against its peers, as shipped and fair, and the README's tables; an hour and a half on 2 cores"
+	@echo "bench: every op and model against its peers, as shipped and fair, tables and pictures; an hour and a half on 2 cores"
 	$(PY) -m fastnest bench --full
-	$(PY) -m fastnest bench --show --readme README.md
+	$(PY) -m fastnest bench --show --pictures docs/images --readme README.md docs/benchmarks.md
 
 docs: build
 	@echo "docs: the pages of docs/ into out/site, warnings as errors"

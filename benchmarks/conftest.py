@@ -1,12 +1,24 @@
-"""``pytest benchmarks``: every case and contestant through pytest-benchmark; ``-k quick`` is the two-minute subset.
+"""``pytest benchmarks``: every case and contestant through pytest-benchmark; ``-k quick`` is the subset.
 
 The timed functions are those of the paired run; here each is timed alone, after its comparison with float64.
+``--benchmark-compare`` fails where fastnest became slower against eager (ratios.py).
 """
+
+import warnings
 
 import pytest
 import torch
 
-from fastnest.benchmarks import contest, run
+from fastnest.benchmarks import contest, ratios, run
+
+
+def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError('the benchmarks need pytest-benchmark: pip install "fastnest-torch[bench]"')
+    if config.getoption("benchmark_compare"):
+        # Without a saved run the stored results are compared with.
+        warnings.filterwarnings("ignore", "Can't compare. No benchmark files")
+        config.pluginmanager.register(ratios.Watch(), "fastnest-ratios")
 
 
 def pytest_generate_tests(metafunc):
@@ -21,6 +33,7 @@ def contestant(request, benchmark):
     """One contestant's whole step, compared with float64 first; its case becomes the benchmark's group."""
     case, name = request.param
     benchmark.group = case.name
+    benchmark.extra_info["contestant"] = name
     problem = run.problem(case)
     dy = contest.output_gradient(problem)
     with torch.set_grad_enabled(case.mode == "train"):

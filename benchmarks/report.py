@@ -1,31 +1,39 @@
-"""Tables and plots from a benchmark JSON; the README's figures are these, between its markers."""
+"""Tables from a benchmark JSON; the README's figures are these, between its marks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-
-from fastnest._optional import optional
 
 from .gpu import table as gpu_table
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 PEERS = ("eager", "nchw", "in-place", "memory-efficient", "compile", "max-autotune", "frozen")
 TITLES = {"forward": "forward, no grad", "train": "training step (forward, backward, every gradient)"}
 
 
-def load(paths: Sequence[Path]) -> list[dict]:
+def load(paths: Sequence[Path] | None = None) -> dict[Path, dict]:
     """The JSONs at paths; without any, all that are shipped, the oldest first."""
-    results = [json.loads(Path(path).read_text()) for path in paths or RESULTS.glob("*.json")]
+    results = {Path(path): json.loads(Path(path).read_text()) for path in paths or RESULTS.glob("*.json")}
     if not results:
         raise FileNotFoundError("no results are shipped; `fastnest bench --full` makes them")
-    return results if paths else sorted(results, key=lambda result: result["date"])
+    return results if paths else dict(sorted(results.items(), key=lambda entry: entry[1]["date"]))
 
 
 def is_of_gpu(result: dict) -> bool:
     """Whether `make gpu` has written it, not `fastnest bench`."""
     return "card" in result
+
+
+def groups_of(result: dict) -> list[tuple[str, str, str]]:
+    """(subject, mode, dtype) of every table, in the order of the run."""
+    rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
+    return list(dict.fromkeys((row["subject"], row["mode"], row["dtype"]) for row in rows))
+
+
+def rows_of(condition: dict, subject: str, mode: str, dtype: str) -> list[dict]:
+    """A condition's rows of one table."""
+    return [row for row in condition["rows"] if (row["subject"], row["mode"], row["dtype"]) == (subject, mode, dtype)]
 
 
 def ratios(row: dict) -> dict[str, float]:
@@ -60,11 +68,7 @@ def _both(values: list, form: str) -> str:
 def table(result: dict, subject: str, mode: str, dtype: str) -> str:
     """One Markdown table; a cell holds as shipped / fair."""
     conditions = list(result["conditions"].values())
-    wanted = (subject, mode, dtype)
-    by_name = [
-        {row["name"]: row for row in condition["rows"] if (row["subject"], row["mode"], row["dtype"]) == wanted}
-        for condition in conditions
-    ]
+    by_name = [{row["name"]: row for row in rows_of(c, subject, mode, dtype)} for c in conditions]
     # A case that failed its comparison under one condition has no speed under either.
     names = [name for name in by_name[0] if all(name in rows for rows in by_name)]
     if not names:
@@ -100,20 +104,28 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def machine(result: dict, caches: bool = False) -> str:
+    """What was measured: the machine, the versions and the day."""
+    facts, versions = result["machine"], result["versions"]
+    found = "; " + ", ".join(f"{name} {size}" for name, size in facts["caches"].items()) if caches else ""
+    threads = next(iter(result["conditions"].values()))["threads"]
+    return (
+        f"{facts['cpu']} (family {facts['family']}, model {facts['model']}{found}), {threads} threads, torch "
+        f"{versions['torch']}, kernels {versions['instruction_set']}, commit {versions['commit'][:12] or 'unknown'}"
+        f"{'+changes' if versions['commit'].endswith('+changes') else ''}, {result['date'][:10]}"
+    )
+
+
 def heading(result: dict) -> str:
     """Machine, versions and what every column means."""
-    machine, versions, conditions = result["machine"], result["versions"], result["conditions"]
-    caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    conditions = result["conditions"]
     peaks = "; ".join(
         f"{name.replace('_', ' ')}: peak " + ", ".join(f"{v:.0f} GFLOP/s {d}" for d, v in c["peak_gflops"].items())
         + (f", torch's own matrix product {c['matmul_gflops']:.0f} GFLOP/s" if c["matmul_gflops"] else "")
         for name, c in conditions.items()
     )  # fmt: skip
-    threads = next(iter(conditions.values()))["threads"]
     return (
-        f"{machine['cpu']} (family {machine['family']}, model {machine['model']}; {caches}), {threads} threads, torch "
-        f"{versions['torch']}, kernels {versions['instruction_set']}, commit {versions['commit'][:12] or 'unknown'}"
-        f"{'+changes' if versions['commit'].endswith('+changes') else ''}, {result['date'][:10]}. Every cell is "
+        f"{machine(result, caches=True)}. Every cell is "
         f"{' / '.join(name.replace('_', ' ') for name in conditions)}. Measured in the same run: {peaks}.\n\n"
         "Times are medians of interleaved rounds; `x eager` is eager's time over fastnest's, `best` the fastest peer. "
         "In-place is `addmm_` (residual) or `addmm(out=)` into one buffer (dense). Of images, eager and compile run in "
@@ -127,11 +139,8 @@ def summary(result: dict) -> str:
     """Per subject and mode: the worst and the median ratio to the best peer, and the median share of peak."""
     lines = [_line(["", "cases", "x best peer, least", "median", "share of peak, median"]), _line(["--", *["--:"] * 4])]
     conditions = list(result["conditions"].values())
-    for subject, mode, dtype in _groups(result):
-        groups = [
-            [row for row in c["rows"] if (row["subject"], row["mode"], row["dtype"]) == (subject, mode, dtype)]
-            for c in conditions
-        ]
+    for subject, mode, dtype in groups_of(result):
+        groups = [rows_of(c, subject, mode, dtype) for c in conditions]
         if not all(groups):
             continue
         best = [[ratios(row)["best"] for row in rows] for rows in groups]
@@ -143,54 +152,41 @@ def summary(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _groups(result: dict) -> list[tuple[str, str, str]]:
-    rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
-    return list(dict.fromkeys((row["subject"], row["mode"], row["dtype"]) for row in rows))
-
-
 def markdown(result: dict) -> str:
     """Everything: heading, summary, a table per subject, mode and dtype, and what failed its comparison."""
     if is_of_gpu(result):
         return gpu_table.markdown(result)
-    failures = [failure for condition in result["conditions"].values() for failure in condition["failures"]]
-    parts = [heading(result), summary(result), *(table(result, *group) for group in _groups(result))]
-    parts += [f"FAILED, no speed reported: {failure}" for failure in failures]
+    conditions = result["conditions"].values()
+    parts = [heading(result), summary(result), *(table(result, *group) for group in groups_of(result))]
+    parts += [f"FAILED, no speed reported: {failure}" for condition in conditions for failure in condition["failures"]]
+    parts += [f"NOT RUN: {name}" for condition in conditions for name in condition.get("not_run", [])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def rewrite(path: Path, results: Sequence[dict]) -> None:
-    """Replaces what stands between the markers of the file."""
+def tables(results: Iterable[dict]) -> str:
+    """What stands between the README's marks of benchmarks."""
+    return "\n".join(map(markdown, results))
+
+
+def _marks(what: str) -> tuple[str, str]:
+    return f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+
+
+def between(text: str, what: str) -> str:
+    """What stands between a page's marks `<!-- WHAT: begin -->` and `<!-- WHAT: end -->`."""
+    begin, end = _marks(what)
+    return text.split(begin, 1)[1].split(end, 1)[0].strip("\n") + "\n"
+
+
+def rewrite(path: Path, parts: dict[str, str]) -> list[str]:
+    """Replaces what stands between those marks that the file has; returns which. ValueError if it has none."""
     text = Path(path).read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"bench: {path} must contain {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    tables = "\n".join(map(markdown, results))
-    Path(path).write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{rest.split(END, 1)[1]}")
-
-
-def plot(result: dict, path: Path) -> Path:
-    """Bars of the ratio to the best peer, a panel per subject and mode, as shipped and fair."""
-    if is_of_gpu(result):
-        raise ValueError("bench: --plot draws what `fastnest bench` has written, not a run of `make gpu`")
-    matplotlib = optional("matplotlib", "plot")
-    matplotlib.use("Agg")
-    pyplot = optional("matplotlib.pyplot", "plot")
-    groups = _groups(result)
-    figure, axes = pyplot.subplots(
-        len(groups), 1, squeeze=False, constrained_layout=True, figsize=(11, 3 * len(groups))
-    )
-    for axis, (subject, mode, dtype) in zip(axes[:, 0], groups, strict=True):
-        for offset, (name, condition) in enumerate(result["conditions"].items()):
-            rows = [r for r in condition["rows"] if (r["subject"], r["mode"], r["dtype"]) == (subject, mode, dtype)]
-            places = [i + 0.4 * offset for i in range(len(rows))]
-            axis.bar(places, [ratios(row)["best"] for row in rows], width=0.4, label=name.replace("_", " "))
-            sizes = ["\n".join(f"{letter} {value}" for letter, value in row["sizes"].items()) for row in rows]
-            axis.set_xticks(range(len(rows)), sizes, fontsize=6)
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(title=f"{subject}, {TITLES[mode]}, {dtype}", ylabel="times faster than the best peer")
-        axis.legend()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    found = [what for what in parts if all(mark in text for mark in _marks(what))]
+    if not found:
+        raise ValueError(f"{path} must contain {' or '.join(' and '.join(_marks(what)) for what in parts)}")
+    for what in found:
+        begin, end = _marks(what)
+        before, rest = text.split(begin, 1)
+        text = f"{before}{begin}\n\n{parts[what]}\n{end}{rest.split(end, 1)[1]}"
+    Path(path).write_text(text)
+    return found

@@ -8,23 +8,26 @@ MKL does not.
 
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from fastnest._optional import optional
 
-from . import bench_dense_chain, bench_images, bench_models, bench_residual_chain, contest
+from . import bench_dense_chain, bench_images, bench_models, bench_residual_chain, contest, machine
 
 FILES = {
     module.__name__.rpartition(".")[2]: module
@@ -33,12 +36,42 @@ FILES = {
 RESULTS = Path(__file__).parent / "results"
 CONDITIONS = ("as_shipped", "fair")
 STUB = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
-BUDGET = {True: 1.2, False: 0.8}  # seconds of timing a case; slow cases take at least five rounds
+BUDGET = {True: 1.2, False: 0.6}  # seconds of timing a case; slow cases take at least five rounds
+SECONDS = 105  # that a run may take which is not full; the rest of two minutes starts and ends processes
+# Peers of a full run only: tuning and freezing take minutes a case.
+TUNED = frozenset(contest.COMPILED) - {"compile"}
 
 
-def cases(full: bool, only: str = "") -> list[contest.Case]:
-    every = [(name, case) for name, module in FILES.items() for case in module.cases()]
-    return [case for name, case in every if (full or case.quick) and re.search(only, f"{name} {case.name}")]
+class OutOfTime(KeyboardInterrupt):
+    """Raised in the midst of a case when time is up; no broad `except Exception` of a compiler swallows it."""
+
+
+def cases(full: bool, names: Sequence[str] = ()) -> list[contest.Case]:
+    """The cases of a run: all, the subset, or those with one of the regular expressions in their file and name.
+
+    Where it is not full, tuned peers are left out and cases are in the order in which time is best spent: the subset,
+    then the first of every subject, mode and dtype, the second, and so on.
+    """
+    every = [(file, case) for file, module in FILES.items() for case in module.cases()]
+    chosen = [case for file, case in every if not names or any(_found(name, f"{file} {case.name}") for name in names)]
+    if full:
+        return chosen
+    chosen = sorted((case for case in chosen if names or case.quick), key=lambda case: not case.quick)
+    seen: Counter = Counter()
+    ranks = {}
+    for case in chosen:
+        group = (case.subject, case.mode, case.dtype)
+        ranks[case.name] = (not case.quick, seen[group])
+        seen[group] += 1
+    chosen.sort(key=lambda case: ranks[case.name])
+    return [replace(case, peers=tuple(peer for peer in case.peers if peer not in TUNED)) for case in chosen]
+
+
+def _found(expression: str, text: str) -> bool:
+    try:
+        return re.search(expression, text) is not None
+    except re.error as error:
+        raise ValueError(f"{expression!r} is no regular expression: {error}") from None
 
 
 def problem(case: contest.Case, device: str = "cpu") -> contest.Problem:
@@ -48,6 +81,7 @@ def problem(case: contest.Case, device: str = "cpu") -> contest.Problem:
 
 def condition_of(environment: dict[str, str], condition: str, folder: Path) -> dict[str, str] | None:
     """The child's environment, or None where the stub cannot be compiled."""
+    environment = {"KINETO_LOG_LEVEL": "6", **environment}  # else the profiler's notes tear the bar
     if condition == "as_shipped":
         return environment
     compiler = shlex.split(environment.get("CC", "cc"))
@@ -60,129 +94,109 @@ def condition_of(environment: dict[str, str], condition: str, folder: Path) -> d
     return {**environment, "LD_PRELOAD": preload, "THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def machine() -> dict:
-    """CPU model, cores and caches, as Linux tells them."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", cpuinfo, re.MULTILINE))
-    caches = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-        caches[f"L{level} {kind.lower()}"] = size
-    return {
-        "cpu": fields.get("model name", platform.processor() or platform.machine()),
-        "family": fields.get("cpu family", ""),
-        "model": fields.get("model", ""),
-        "cores": os.cpu_count(),
-        "caches": caches,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def slug(facts: dict) -> str:
-    text = f"{facts['cpu']} {facts['family']} {facts['model']} {facts['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def commit() -> str:
-    """The commit of the source tree, "+changes" if tracked files differ from it, "" outside of one."""
-
-    def git(*words):
-        words = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def versions() -> dict:
-    import fastnest
-    from fastnest import _C
-
-    return {
-        "fastnest": fastnest.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "kernels": {name: str(value) for name, value in _C.build_info().items()},
-        "instruction_set": _C.instruction_set(),
-    }
-
-
-def matmul_gflops(size: int = 1024) -> float:
-    """What torch's own float32 matrix product reaches, which tells the two conditions apart."""
-    a = torch.randn(size, size)
-    times = contest.seconds({"mm": lambda: a @ a}, budget=0.5)["mm"]
-    return 2 * size**3 / median(times) / 1e9
-
-
-def peak_gflops(dtype: str) -> float:
-    """Of all threads torch uses: the kernels' multiply-add loop on one core, times the threads."""
-    from fastnest import _C
-
-    return _C.peak_gflops(dtype, 0.05) * torch.get_num_threads()
-
-
-def child(names: list[str], full: bool, path: Path) -> None:
-    """One condition: measures the named cases in this process and writes {"rows": [...], ...}."""
+def measure(chosen: Sequence[contest.Case], full: bool, until: float | None = None, title: str = "") -> dict:
+    """One condition in this process: the machine's rates, and every case until time is up or Ctrl-C."""
     tqdm = optional("tqdm", "bench").tqdm
-    every = {case.name: case for case in cases(full=True)}
-    chosen = [every[name] for name in names]
-    rows, failures, peaks, interrupted = [], [], {case.dtype: [] for case in chosen}, False
-    progress = tqdm(chosen, desc=path.stem.replace("_", " "), unit="case", dynamic_ncols=True)
-    for case in progress:
-        progress.set_postfix_str(case.name)
-        peaks[case.dtype].append(peak_gflops(case.dtype))
-        try:
-            rows.append(contest.measure(problem(case), case, budget=BUDGET[full]))
-        except AssertionError as error:  # wrong numbers: no speed from this case
-            failures.append(str(error))
-            tqdm.write(f"FAILED {error}")
-        except KeyboardInterrupt:
-            tqdm.write(f"interrupted in {case.name}: what was measured before it is kept")
-            interrupted = True
-            break
-    result = {
+    rates = machine.rates()
+    rows, failures, peaks = [], [], {case.dtype: [] for case in chosen}
+    progress = tqdm(chosen, desc=title, unit="case", dynamic_ncols=True)
+    done, stopped = 0, ""
+    if until is not None:
+        signal.signal(signal.SIGALRM, _out_of_time)
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.time()))
+    try:
+        for case in progress:
+            progress.set_postfix_str(case.name)
+            peaks[case.dtype].append(machine.peak_gflops(case.dtype))
+            try:
+                rows.append(contest.measure(problem(case), case, budget=BUDGET[full]))
+            except AssertionError as error:  # wrong numbers: no speed from this case
+                failures.append(str(error))
+                tqdm.write(f"FAILED {error}")
+            done += 1
+    except KeyboardInterrupt as why:
+        stopped = "time is up" if isinstance(why, OutOfTime) else "interrupted"
+        tqdm.write(f"{stopped} after {done} of {len(chosen)} cases, which are kept")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return {
         "rows": rows,
         "failures": failures,
+        "stopped": stopped,
+        "not_run": [case.name for case in chosen[done:]],
         "peak_gflops": {dtype: max(samples) for dtype, samples in peaks.items() if samples},
-        "matmul_gflops": None if interrupted else matmul_gflops(),  # what was interrupted may still be running
+        **rates,
         "threads": torch.get_num_threads(),
     }
-    path.write_text(json.dumps(result))
 
 
-def run(out: Path | None, *, full: bool, only: str = "", conditions: Sequence[str] = CONDITIONS) -> dict:
-    """Runs the chosen cases under the conditions; writes the JSON (of a full run by default in results/)."""
+def _out_of_time(*_) -> None:
+    raise OutOfTime
+
+
+@contextmanager
+def _left_to_the_child(number: int):
+    """Ctrl-C reaches both processes; the one that measures ends, the other writes what was measured."""
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def child(order: dict, path: Path) -> None:
+    """Measures the named cases and writes what `measure` returns."""
+    every = {case.name: case for case in cases(order["full"], (".",))}
+    chosen = [every[name] for name in order["names"]]
+    path.write_text(json.dumps(measure(chosen, order["full"], order["until"], path.stem.replace("_", " "))))
+
+
+def run(
+    out: Path | None,
+    *,
+    full: bool,
+    names: Sequence[str] = (),
+    conditions: Sequence[str] = CONDITIONS,
+    seconds: float | None = None,
+) -> dict:
+    """Runs the chosen cases under the conditions, for at most so many seconds, and writes the JSON.
+
+    A run of everything is written to results/ where `out` does not say otherwise.
+    """
+    start = time.time()
     optional("tqdm", "bench")
     import fastnest
 
     state = fastnest.backends()["cpp"]
     if state != "available":
         raise ValueError(f"there is nothing to compare: the cpp backend is {state}")
-    chosen = [case.name for case in cases(full, only)]
+    chosen = [case.name for case in cases(full, names)]
     if not chosen:
-        raise ValueError(f"no case has {only!r} in its name")
-    facts = machine()
+        raise ValueError(f"no case has any of {', '.join(names)} in its name")
+    facts = machine.facts()
     result = {
         "machine": facts,
-        "versions": versions(),
+        "versions": machine.versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "conditions": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        for condition in conditions:
+        for i, condition in enumerate(conditions, 1):
             environment = condition_of(dict(os.environ), condition, Path(folder))
             if environment is None:
                 print("fair: skipped, no C compiler for the stub (set CC)", file=sys.stderr)
                 continue
+            until = None if seconds is None else start + seconds * i / len(conditions)
             path = Path(folder) / f"{condition}.json"
-            arguments = [str(path), "full" if full else "quick", *chosen]
-            subprocess.run([sys.executable, "-m", __spec__.name, *arguments], env=environment, check=True)
-            result["conditions"][condition] = json.loads(path.read_text())
-    if out is None and full and not only:
-        out = RESULTS / f"{slug(facts)}.json"
+            order = json.dumps({"names": chosen, "full": full, "until": until})
+            words = [sys.executable, "-m", __spec__.name, order, str(path)]
+            with _left_to_the_child(signal.SIGINT):
+                subprocess.run(words, env=environment, check=True)
+            result["conditions"][condition] = measured = json.loads(path.read_text())
+            if measured["stopped"] == "interrupted":
+                break
+    if out is None and full and not names:
+        out = RESULTS / f"{machine.slug(facts)}.json"
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n")
@@ -191,9 +205,12 @@ def run(out: Path | None, *, full: bool, only: str = "", conditions: Sequence[st
 
 
 def complete(result: dict) -> bool:
-    """Whether every case passed its comparison with float64."""
-    return not any(condition["failures"] for condition in result["conditions"].values())
+    """Whether something was measured and every case passed its comparison with float64."""
+    conditions = result["conditions"].values()
+    return any(one["rows"] for one in conditions) and not any(one["failures"] for one in conditions)
 
 
 if __name__ == "__main__":
-    child(sys.argv[3:], sys.argv[2] == "full", Path(sys.argv[1]))
+    child(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    sys.stderr.flush()
+    os._exit(0)  # an ordinary end would wait for the threads of a compilation that was given up

@@ -50,31 +50,46 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Runs the benchmarks, as shipped and fair, writes the JSON and prints its tables; or shows what was stored."""
-    from .benchmarks import report, run
+    """Runs benchmarks in two minutes, or all of them, against eager and torch.compile; or shows what was stored."""
+    from .benchmarks import console, report, run
 
     if arguments.show is not None:
         return _show_results(arguments)
-    if arguments.plot or arguments.readme:
-        raise ValueError("--plot and --readme need --show, which says of which results")
-    conditions = [arguments.condition] if arguments.condition else run.CONDITIONS
-    result = run.run(arguments.out, full=arguments.full, only=arguments.only, conditions=conditions)
-    print(report.markdown(result))
+    if arguments.pictures or arguments.readme:
+        raise ValueError("--pictures and --readme need --show, which says of which results")
+    if arguments.seconds is not None and arguments.seconds <= 0:
+        raise ValueError(f"--seconds must be more than 0, got {arguments.seconds:g}")
+    asked = arguments.condition or ("both" if arguments.full else "as_shipped")
+    result = run.run(
+        arguments.out,
+        full=arguments.full,
+        names=arguments.names,
+        conditions=run.CONDITIONS if asked == "both" else [asked],
+        seconds=arguments.seconds or (None if arguments.full else run.SECONDS),
+    )
+    print(report.markdown(result) if arguments.full else console.table(result))
     return 0 if run.complete(result) else 1
 
 
 def _show_results(arguments: argparse.Namespace) -> int:
-    from .benchmarks import report
+    from .benchmarks import pictures, report
 
+    if arguments.names:
+        raise ValueError(f"--show prints all of a file, and a run has no --show: got both it and {arguments.names[0]}")
     results = report.load(arguments.show)
-    if arguments.readme:
-        report.rewrite(arguments.readme, results)
-        print(f"figures of {arguments.readme} rewritten")
-    if arguments.plot:
-        drawn = [one for one in results if arguments.show or not report.is_of_gpu(one)]
-        print(f"plot: {report.plot(drawn[-1], arguments.plot)}")
-    if not (arguments.readme or arguments.plot):
-        print(*map(report.markdown, results), sep="\n")
+    drawn = {path: one for path, one in results.items() if not report.is_of_gpu(one)}
+    if arguments.pictures:
+        if not drawn:
+            raise ValueError("--pictures draws what `fastnest bench` has written, not a run of `make gpu`")
+        for path, one in drawn.items():
+            print(*pictures.draw(path.stem, one, arguments.pictures), sep="\n")
+    for page in arguments.readme:
+        parts = {"benchmarks": report.tables(results.values())}
+        if arguments.pictures:
+            parts["pictures"] = pictures.markdown(drawn, arguments.pictures, page)
+        print(f"{page}: {' and '.join(report.rewrite(page, parts))} rewritten")
+    if not (arguments.readme or arguments.pictures):
+        print(report.tables(results.values()))
     return 0
 
 

@@ -14,16 +14,24 @@ TABLES += "FILE.npz (arrays x and y)"
 
 
 def of_bench(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--full", action="store_true", help="every shape: on 2 cores an hour and a half, not 2 minutes")
-    one.add_argument("--only", default="", metavar="REGEX", help="only cases whose file and name match")
-    one.add_argument("--condition", choices=("as_shipped", "fair"), help="only this one (default: both)")
+    chosen = "regular expressions: cases in whose file and name one is found (default: a subset of all)"
+    one.add_argument("names", nargs="*", metavar="NAME", help=chosen)
+    full = "every shape and peer under both conditions: an hour and a half on 2 cores"
+    one.add_argument("--full", action="store_true", help=full)
+    one.add_argument("--seconds", type=float, help="stop after so long (default: 105; --full: no limit)")
+    one.add_argument(
+        "--condition",
+        choices=("as_shipped", "fair", "both"),
+        help="torch as it is, or with MKL's fast code and huge pages (default: as_shipped; --full: both)",
+    )
     one.add_argument("--out", type=Path, metavar="JSON", help="where to write (--full: results/<machine>.json)")
     stored = one.add_argument_group("stored results", "Nothing is run.")
     stored.add_argument(
         "--show", type=Path, nargs="*", metavar="JSON", help="print the tables of these files (default: those shipped)"
     )
-    stored.add_argument("--plot", type=Path, metavar="PNG", help="draw the ratios into this file instead")
-    stored.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the tables between this file's markers")
+    stored.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw them here: speed-up and roofline")
+    marked = "rewrite the tables, and with --pictures these, that stand between marks in these files"
+    stored.add_argument("--readme", type=Path, nargs="+", default=[], metavar="FILE", help=marked)
 
 
 def of_report(one: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastnest import cli
+from fastnest.benchmarks import pictures
 from fastnest.benchmarks import report as reports
 from fastnest.benchmarks.gpu import children, install, record, table
 from fastnest.benchmarks.gpu import run as gpu_run
@@ -364,15 +365,13 @@ def test_bench_shows_it_beside_its_own(tmp_path, capsys):
     path.write_text(json.dumps(result()))
     assert cli.main(["bench", "--show", str(path)]) == 0
     assert "Stand In (R) 5" in capsys.readouterr().out
-    assert cli.main(["bench", "--show", str(path), "--plot", str(tmp_path / "a.png")]) == 2
-    assert "not a run of `make gpu`" in capsys.readouterr().err
 
 
-def test_bench_plots_the_last_of_its_own(tmp_path, monkeypatch):
+def test_bench_draws_only_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "RESULTS", tmp_path)
     (tmp_path / "cpu.json").write_text(json.dumps({"date": "2025-01-01", "conditions": {}}))
     (tmp_path / "card.json").write_text(json.dumps(result()))
     drawn = []
-    monkeypatch.setattr(reports, "plot", lambda one, path: drawn.append(one))
-    assert cli.main(["bench", "--show", "--plot", "a.png"]) == 0
-    assert [one["date"] for one in drawn] == ["2025-01-01"]
+    monkeypatch.setattr(pictures, "draw", lambda stem, one, folder: drawn.append(stem) or [])
+    assert cli.main(["bench", "--show", "--pictures", str(tmp_path)]) == 0
+    assert drawn == ["cpu"]

@@ -1,0 +1,54 @@
+"""Tables from a JSON, and the README's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastnest import cli
+from fastnest.benchmarks import report, run
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_tables(tmp_path, capsys, result):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    assert cli.main(["bench", "--show", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "| N | M | fastnest | share of peak | x eager | x compile | **x best** |" in said
+    assert "| 64 | 8 | 500 us / 500 us | 50% / 50% | 8.00 / 4.00 | 4.00 / 2.00 | **4.00 / 2.00** |" in said
+    assert "| memory | of eager's | of compile's |" in said
+    assert "1.00 MiB | 0.12 | 0.25 |" in said
+    assert "FAILED" not in said
+    assert run.complete(result)
+
+
+def test_rewrites_only_between_the_marks(tmp_path, result):
+    path, readme = tmp_path / "result.json", tmp_path / "README.md"
+    path.write_text(json.dumps(result))
+    readme.write_text("before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n")
+    assert cli.main(["bench", "--show", str(path), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "stale figures" not in text
+    assert report.between(text, "benchmarks") == report.markdown(result)
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match=r"README.md must contain <!-- a: begin --> and <!-- a: end --> or"):
+        report.rewrite(readme, {"a": "text", "b": "text"})
+    readme.write_text("<!-- b: begin -->\n<!-- b: end -->")
+    assert report.rewrite(readme, {"a": "text", "b": "text"}) == ["b"]
+    assert readme.read_text() == "<!-- b: begin -->\n\ntext\n<!-- b: end -->"
+
+
+def test_failures_and_what_was_not_run_are_shown(result):
+    result["conditions"]["fair"]["failures"].append("a case is off by 1e-3")
+    result["conditions"]["as_shipped"]["not_run"].append("another case")
+    assert "FAILED, no speed reported: a case is off by 1e-3" in report.markdown(result)
+    assert "NOT RUN: another case" in report.markdown(result)
+    assert not run.complete(result)
+
+
+def test_readme_has_the_tables_of_the_stored_results():
+    assert report.between(README.read_text(), "benchmarks") == report.tables(report.load().values())
