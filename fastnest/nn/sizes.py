@@ -27,7 +27,7 @@ def check_sizes(module: str, name: str, sizes: int | Sequence[int], blocks: int)
 
 
 def check_options(module: str, activation: Any, norm: Any) -> None:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"{module}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if norm not in (None, "batch"):
         raise ValueError(f"{module}: norm must be None or 'batch', got {norm!r}")

@@ -9,6 +9,7 @@ from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
 from . import dense_chain_autograd as autograd
 from .arguments import (
+    as_list,
     autocast_dtype,
     cast,
     check_activation,
@@ -111,8 +112,8 @@ def dense_chain(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
     """
     check_rows(OP, x)
-    given = (weight, bias, hidden_weight, hidden_bias, scale, shift)
-    weights = Weights(*map(_as_list, Weights._fields, given))
+    given = zip(Weights._fields, (weight, bias, hidden_weight, hidden_bias, scale, shift), strict=True)
+    weights = Weights(*(as_list(OP, *one, "with one tensor per block") for one in given))
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
@@ -128,11 +129,3 @@ def dense_chain(
         y, _ = autograd.forward_kernels[backend](x, *weights, activation, pre_activation, False)
         return y
     return autograd.DenseChainFunction.apply(backend, activation, pre_activation, tuple(map(len, weights)), x, *flat)
-
-
-def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:
-    if tensors is None:
-        return []
-    if isinstance(tensors, Tensor):
-        raise TypeError(f"{OP}: {name} must be a sequence with one tensor per block, got a torch.Tensor")
-    return list(tensors)

@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _backend
 from ..reference.residual_block2d import Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
-from .arguments import autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import as_list, autocast_dtype, cast, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
@@ -33,9 +33,7 @@ def weights_of(
     """The arguments as lists, one tensor per convolution or none; norms as NORMS names them."""
     l, lists = len(autograd.KINDS[op].kernels), {}
     for name, tensors in zip(("conv", "conv_bias", *NORMS), (conv, conv_bias, *norms), strict=True):
-        if isinstance(tensors, Tensor):
-            raise TypeError(f"{op}: {name} must be a sequence of {l} tensors, got a torch.Tensor")
-        lists[name] = [] if tensors is None else list(tensors)
+        lists[name] = as_list(op, name, tensors, f"of {l} tensors")
         if len(lists[name]) != l and (lists[name] or name == "conv"):
             raise ValueError(f"{op}: {name} must have {l} tensors, got {len(lists[name])}")
     for name, one in (("projection", projection), ("projection_bias", projection_bias)):
@@ -117,7 +115,7 @@ def residual_block2d(
         y, features, statistics = residual_block2d_forward(autograd.KINDS[op], x, weights, stride, eps)
     else:
         y, features, statistics = _by_kernel(op, backend, x, weights, stride, eps, return_features)
-    asked = (features,) * return_features + (statistics,) * return_statistics
+    asked = (features,) * bool(return_features) + (statistics,) * bool(return_statistics)
     return (y, *asked) if asked else y
 
 

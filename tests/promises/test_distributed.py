@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from promises.children import finish, start
+from children import finish, start
 from promises.every_op import every_op, images
 from torch.nn import functional as F
 

@@ -46,7 +46,7 @@ def check(executable, op, cases, threads, names) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_addresses_and_undefined_behaviour(op, name):
     executable = build(ROOT / "build/sanitized", COMPILER, "-O1", *ADDRESSES, "-DFASTNEST_ENDS_ONLY")
-    check(executable, op, sample_inputs(op)[::4], 2, [name])
+    check(executable, op, sample_inputs(op)[::2], 2, [name])
 
 
 @pytest.mark.nightly

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 BEGIN = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import faulthandler; faulthandler.enable()\n"
 
 
