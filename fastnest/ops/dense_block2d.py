@@ -14,6 +14,7 @@ from .image import (
     channels_last,
     check_count,
     check_image,
+    check_pixels,
     convolution_weights,
     in_format_of,
     misfit_beside_norms,
@@ -141,6 +142,7 @@ def dense_block2d(
         x = cast(x, dtype)
         casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
         weights = weights._replace(**casting)
+    check_pixels(OP, x)
     check(x, weights)
     backend = _backend.choose(OP, x, triton_limit(x))
     if backend == "reference":

@@ -11,6 +11,7 @@ from .arguments import as_list, autocast_dtype, cast, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
+    check_pixels,
     convolution_weights,
     in_format_of,
     misfit_beside_norms,
@@ -109,6 +110,7 @@ def residual_block2d(
     if dtype is not None:
         x = cast(x, dtype)
         weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
+    check_pixels(op, x)
     check(op, x, weights, stride)
     backend = _backend.choose(op, x, triton_limit(x))
     if backend == "reference":

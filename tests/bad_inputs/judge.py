@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 # What a caller can do something about; an AttributeError or IndexError is an accident inside the library.
 ERRORS = (ValueError, TypeError, RuntimeError, MemoryError)
-# torch's own words where no memory holds a result, a meta tensor has no numbers, or a linear map gets no tensor.
-TORCH_SAYS = ("memory", "overflow", "too large", "meta tensor", "argument 'input'")
+# torch's own words where no memory holds a result, a meta or sparse tensor has no such numbers, or a layer of torch's
+# own, the first of a network, gets no tensor or one of another type or shape.
+TORCH_SAYS = ("memory", "overflow", "too large", "meta tensor", "sparse", "argument 'input'", "scalar type", "to have")
 
 
 def begin(case: object) -> None:

@@ -56,12 +56,12 @@ def check_op(op, call):
     function, what = getattr(functional, op), f"{op}(**{judge.said(arguments)})"
     judge.begin(what)
     unchanged = judge.Unchanged(arguments)
-    found = judge.outcome(partial(function, **arguments), (op, *arguments))
+    found = judge.outcome(partial(function, **arguments), (op,))
     unchanged.check()
     if isinstance(found, Exception):
         return
     with fastnest.backend("reference"):
-        defined = judge.outcome(partial(function, **arguments), (op, *arguments))
+        defined = judge.outcome(partial(function, **arguments), (op,))
     assert not isinstance(defined, Exception), f"the kernel takes what the definition does not: {defined}"
     outputs = [out for out in as_tuple(found) if isinstance(out, torch.Tensor)]
     if not all(map(judge.is_plain, [*judge.tensors(arguments), *outputs])) or dtype is torch.float64:

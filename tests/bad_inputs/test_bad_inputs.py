@@ -1,4 +1,4 @@
-"""Random calls of everything public: the definition's answer or a clear error, never a crash, a hang, a changed argument.
+"""Random calls of everything public: the definition's answer or a clear error, no crash, hang or changed argument.
 
 Each property runs in a process of its own, so that one that dies or hangs leaves the call that did it.
 """
@@ -22,7 +22,18 @@ def run(name: str, cases: int, way: str, folder: Path, timeout: float) -> None:
     case.write_text("none yet")
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"CASE_FILE": str(case), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-X", "faulthandler", "-W", "ignore", "-m", "bad_inputs.properties", name, str(cases), way]
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-W",
+        "ignore",
+        "-m",
+        "bad_inputs.properties",
+        name,
+        str(cases),
+        way,
+    ]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
