@@ -13,7 +13,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 ERRORS = (ValueError, TypeError, RuntimeError, MemoryError)
 # torch's own words where no memory holds a result, a meta or sparse tensor has no such numbers, or a layer of torch's
 # own, the first of a network, gets no tensor or one of another type or shape.
-TORCH_SAYS = ("memory", "overflow", "too large", "meta tensor", "sparse", "argument 'input'", "scalar type", "to have")
+TORCH_SAYS = (
+    "memory",
+    "overflow",
+    "too large",
+    "meta tensor",
+    "sparse",
+    "argument 'input'",
+    "scalar type",
+    "to have",
+    "mat1",
+)
 
 
 def begin(case: object) -> None:
