@@ -8,6 +8,10 @@
 
 #include "cpu/tensor.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 namespace fastnest {
 
 class Scratch {
@@ -39,8 +43,16 @@ class Scratch {
     std::vector<Tensor> kept;
   };
   static Pool& pool() {
-    static Pool* const shared = new Pool;  // never destroyed: threads may end after the library's statics
+    static Pool* const shared = make_pool();  // never destroyed: threads may end after the library's statics
     return *shared;
+  }
+
+  // A process that is forked while another thread holds the lock would find it held for ever.
+  static Pool* make_pool() {
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+#endif
+    return new Pool;
   }
 
   // The smallest kept buffer that is large enough, the most recently used among equals.

@@ -3,9 +3,7 @@
 test_interpreted.py starts it, with TRITON_INTERPRET=1.
 """
 
-import ctypes
 import math
-import mmap
 import sys
 from functools import partial
 
@@ -19,6 +17,7 @@ from fastnest.testing import (
     Case,
     as_tuple,
     assert_close,
+    before_a_guard_page,
     expect,
     flat,
     flops,
@@ -107,19 +106,6 @@ def guard_pages(op: str, dtype: torch.dtype) -> None:
 
     for one in [one for one in light_cases(op) if one.layout in CONTIGUOUS][::16]:
         check(one, dtype, change)
-
-
-def before_a_guard_page(values: torch.Tensor) -> torch.Tensor:
-    """A copy that ends there, dense as `values` are."""
-    if not values.numel():
-        return values.clone()
-    page, size = mmap.PAGESIZE, values.nbytes
-    end = -(-size // page) * page
-    memory = mmap.mmap(-1, end + page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(start + end), ctypes.c_size_t(page), 0) == 0
-    copy = torch.frombuffer(memory, dtype=values.dtype, offset=end - size, count=values.numel())
-    return copy.as_strided(values.shape, values.stride()).copy_(values)
 
 
 def compiled(op: str, dtype: torch.dtype) -> None:
