@@ -49,6 +49,15 @@ def test_addresses_and_undefined_behaviour(op, name):
     check(executable, op, sample_inputs(op)[::2], 2, [name])
 
 
+def test_an_overrun_is_seen():
+    """Weights that end before the kernel is done with them, which no public function would hand to it."""
+    executable = build(ROOT / "build/sanitized", COMPILER, "-O1", *ADDRESSES, "-DFASTNEST_ENDS_ONLY")
+    x, down, up = torch.ones(6, 64), torch.ones(2, 16, 64), torch.ones(2, 64, 15)
+    elsewhere = Elsewhere((executable,), "portable")
+    with elsewhere, pytest.raises(RuntimeError, match="AddressSanitizer: heap-buffer-overflow"):
+        torch.ops.fastnest.residual_chain_forward(x, down, None, None, None, up, None, None, "relu", True, False, False)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("op", OPS)
 def test_every_case_and_instruction_set(op):
