@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..functional import dense_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
-from .sizes import check_features, check_options, check_rows, check_size, check_sizes
+from .sizes import check_dtype, check_features, check_options, check_rows, check_size, check_sizes
 
 
 def _tensors(parameters: torch.nn.ParameterList | None) -> list[Tensor]:
@@ -130,6 +130,7 @@ class DenseChain(torch.nn.Module):
 
     def _with_batch_statistics(self, x: Tensor) -> Tensor:
         check_rows("DenseChain", x, self.in_features)
+        check_dtype("DenseChain", x, self.weight[0])
 
         def activated(values: Tensor, norm: ChainNorm, i: int) -> Tensor:
             return activate(self.activation, norm(values, i))

@@ -41,6 +41,12 @@ def check_rows(module: str, x: Any, features: int) -> None:
         raise ValueError(f"{module}: x must be [n, {features}], got x {list(x.shape)}")
 
 
+def check_dtype(module: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """Before any running statistics move: a linear map would refuse x of another dtype, unless autocast converts it."""
+    if x.dtype is not weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{module}: x must be {weight.dtype} as the weights are, got {x.dtype}")
+
+
 def check_features(module: str, name: str, values: Any, rows: int, features: int) -> None:
     """values, which an arbitrary inner module returned, is a tensor [rows, features]."""
     if not isinstance(values, torch.Tensor):
