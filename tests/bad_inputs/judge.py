@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 # What a caller can do something about; an AttributeError or IndexError is an accident inside the library.
 ERRORS = (ValueError, TypeError, RuntimeError, MemoryError)
-# torch's own words where no memory holds a result, a meta, sparse or quantized tensor has no such numbers, or a layer of torch's
-# own, the first of a network, gets no tensor or one of another type or shape.
+# torch's own words where no memory holds a result, where a meta, sparse or quantized tensor has no such numbers, or
+# where a layer of torch's own, the first of a network, gets no tensor or one of another type or shape.
 TORCH_SAYS = (
     "memory",
     "overflow",
