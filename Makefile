@@ -1,6 +1,6 @@
 # Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes. `make gpu`
 # alone has no .venv: it uses PYTHON as it is, with the torch and triton that it has, and needs no network.
-#   make demo | test | bench | docs | lint | format | gpu | clean
+#   make demo | test | nightly | promises | bench | docs | lint | format | gpu | clean
 # PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ SOURCES = $(wildcard csrc/*.* csrc/*/*.*)
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export MAX_JOBS
 
-.PHONY: demo test bench docs lint format gpu clean build environment
+.PHONY: demo test nightly promises bench docs lint format gpu clean build environment
 .DELETE_ON_ERROR:
 
 # torch first and alone: a looser requirement met later must not pull another build of it.
@@ -47,6 +47,14 @@ demo: build
 test: build
 	@echo "test: every test of the package"
 	$(PY) -m pytest
+
+nightly: build
+	@echo "nightly: what takes too long for every change: 10000 random calls, every case under sanitizers, races; hours"
+	$(PY) -m pytest -m nightly
+
+promises: build
+	@echo "promises: runs the tests that docs/promises.md names, and writes their results there"
+	$(PY) tests/promises/table.py docs/promises.md
 
 bench: build
 	@echo "bench: every op and model against its peers, as shipped and fair, tables and pictures; an hour and a half on 2 cores"

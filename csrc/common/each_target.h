@@ -1,5 +1,6 @@
 // Compiles FASTNEST_KERNEL once per instruction set, each in its own namespace, so that one binary serves every CPU.
 // Deliberately without an include guard: each op's source includes it once with its own FASTNEST_KERNEL.
+// FASTNEST_ENDS_ONLY leaves out the two in the middle, for builds under sanitizers, which compile for minutes.
 #if !defined(FASTNEST_KERNEL)
 #error "define FASTNEST_KERNEL before including each_target.h"
 #endif
@@ -38,6 +39,7 @@ namespace fastnest::avx512_bf16 {
 FASTNEST_END_TARGET
 
 #undef FASTNEST_TARGET_BF16
+#if !defined(FASTNEST_ENDS_ONLY)
 #define FASTNEST_TARGET_BF16 0
 FASTNEST_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace fastnest::avx512 {
@@ -54,10 +56,11 @@ namespace fastnest::avx2 {
 #include FASTNEST_KERNEL
 }
 FASTNEST_END_TARGET
+#undef FASTNEST_TARGET_BF16
+#endif  // FASTNEST_ENDS_ONLY
 
 #undef FASTNEST_TARGET_LANES
 #undef FASTNEST_TARGET_FMA
-#undef FASTNEST_TARGET_BF16
 #endif  // __x86_64__
 
 #define FASTNEST_TARGET_LANES 4
@@ -73,7 +76,12 @@ namespace fastnest::portable {
 #undef FASTNEST_KERNEL
 
 // function(...) as compiled for the instruction set in use.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(FASTNEST_ENDS_ONLY)
+#define FASTNEST_RUN(function, ...)                                                                       \
+  (::fastnest::instruction_set().load(std::memory_order_relaxed) == ::fastnest::InstructionSet::kPortable \
+       ? ::fastnest::portable::function(__VA_ARGS__)                                                      \
+       : ::fastnest::avx512_bf16::function(__VA_ARGS__))
+#elif defined(__x86_64__)
 #define FASTNEST_RUN(function, ...)                                                                        \
   [&] {                                                                                                    \
     switch (::fastnest::instruction_set().load(std::memory_order_relaxed)) {                               \

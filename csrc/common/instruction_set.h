@@ -9,6 +9,9 @@ enum class InstructionSet { kAvx512Bf16, kAvx512, kAvx2, kPortable };
 inline constexpr const char* kInstructionSetNames[] = {"avx512_bf16", "avx512", "avx2", "portable"};
 
 inline bool runs_here(InstructionSet set) {
+#if defined(FASTNEST_ENDS_ONLY)
+  if (set == InstructionSet::kAvx512 || set == InstructionSet::kAvx2) return false;
+#endif
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

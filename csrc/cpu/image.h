@@ -13,6 +13,7 @@ using List = std::vector<Tensor>;
 // Rows of channels: one per pixel, the same distance between all of them. (A dimension of size 1 has any stride.)
 inline Pixels pixels_of(const Tensor& x) {
   int64_t stride = x.size(1);
+  if (x.numel() == 0) return {const_cast<void*>(x.const_data_ptr()), stride};
   for (int64_t i : {0, 2, 3})
     if (x.size(i) > 1) stride = x.stride(i) / (i == 0 ? x.size(2) * x.size(3) : i == 2 ? x.size(3) : 1);
   return {const_cast<void*>(x.const_data_ptr()), stride};

@@ -8,6 +8,10 @@
 
 #include "cpu/tensor.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 namespace fastnest {
 
 class Scratch {
@@ -28,15 +32,27 @@ class Scratch {
 
  private:
   static constexpr int64_t kMostFloats = 4 << 20;  // 16 MiB a buffer
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kMostKept = 0;  // nothing guards the end of what is asked for in a larger buffer
+#else
   static constexpr size_t kMostKept = 4;
+#endif
 
   struct Pool {
     std::mutex mutex;
     std::vector<Tensor> kept;
   };
   static Pool& pool() {
-    static Pool* const shared = new Pool;  // never destroyed: threads may end after the library's statics
+    static Pool* const shared = make_pool();  // never destroyed: threads may end after the library's statics
     return *shared;
+  }
+
+  // A process that is forked while another thread holds the lock would find it held for ever.
+  static Pool* make_pool() {
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+#endif
+    return new Pool;
   }
 
   // The smallest kept buffer that is large enough, the most recently used among equals.
@@ -52,7 +68,7 @@ class Scratch {
         kept.erase(best);
         return found;
       }
-      if (kept.size() == kMostKept) kept.erase(kept.begin());
+      if (!kept.empty() && kept.size() == kMostKept) kept.erase(kept.begin());
     }
     return empty({floats}, ScalarType::Float);
   }

@@ -27,7 +27,7 @@ def check_sizes(module: str, name: str, sizes: int | Sequence[int], blocks: int)
 
 
 def check_options(module: str, activation: Any, norm: Any) -> None:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"{module}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if norm not in (None, "batch"):
         raise ValueError(f"{module}: norm must be None or 'batch', got {norm!r}")
@@ -39,6 +39,12 @@ def check_rows(module: str, x: Any, features: int) -> None:
         raise TypeError(f"{module}: x must be a torch.Tensor, got {type(x).__name__}")
     if x.dim() != 2 or x.shape[1] != features:
         raise ValueError(f"{module}: x must be [n, {features}], got x {list(x.shape)}")
+
+
+def check_dtype(module: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """Before any running statistics move: a linear map would refuse x of another dtype, unless autocast converts it."""
+    if x.dtype is not weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{module}: x must be {weight.dtype} as the weights are, got {x.dtype}")
 
 
 def check_features(module: str, name: str, values: Any, rows: int, features: int) -> None:

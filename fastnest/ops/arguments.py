@@ -28,7 +28,7 @@ def check_rows(op: str, x: Tensor) -> None:
 
 
 def check_activation(op: str, activation: str) -> None:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
@@ -92,6 +92,20 @@ def contiguous(name: str, tensor: MaybeTensor) -> MaybeTensor:
 def _copied(name: str, tensor: Tensor) -> Tensor:
     _backend.note(f"{name} is copied first, from strides {list(tensor.stride())} to rows that a kernel reads")
     return tensor.contiguous()
+
+
+def as_list(op: str, name: str, tensors: Iterable[Tensor] | None, each: str) -> list[Tensor]:
+    """A list argument, which has a tensor for `each` of something, or is absent: no tensors."""
+    if tensors is None:
+        return []
+    if isinstance(tensors, Tensor) or not hasattr(tensors, "__iter__"):
+        got = "a torch.Tensor" if isinstance(tensors, Tensor) else type(tensors).__name__
+        raise TypeError(f"{op}: {name} must be a sequence {each}, got {got}")
+    found = list(tensors)
+    for i, tensor in enumerate(found):
+        if tensor is None:  # which `misfit` takes for an absent argument
+            raise TypeError(f"{op}: {name}[{i}] must be a torch.Tensor, got NoneType")
+    return found
 
 
 def need_grad(tensors: Sequence[Tensor | None]) -> bool:

@@ -9,11 +9,12 @@ from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
-from .arguments import Wanted, autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import Wanted, as_list, autocast_dtype, cast, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
     check_image,
+    check_pixels,
     convolution_weights,
     in_format_of,
     misfit_beside_norms,
@@ -137,12 +138,14 @@ def dense_block2d(
     """
     check_image(OP, x)
     norms = (norm1_weight, norm1_bias, norm1_mean, norm1_var, norm2_weight, norm2_bias, norm2_mean, norm2_var)
-    weights = Weights(*map(_as_list, Weights._fields, (conv1, conv2, *norms, dropout)))
+    given = zip(Weights._fields, (conv1, conv2, *norms, dropout), strict=True)
+    weights = Weights(*(as_list(OP, *one, "with one tensor per layer") for one in given))
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
         casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
         weights = weights._replace(**casting)
+    check_pixels(OP, x)
     check(x, weights)
     backend = _backend.choose(OP, x, triton_limit(x))
     if backend == "reference":
@@ -166,11 +169,3 @@ def dense_block2d(
     if not return_statistics:
         return y
     return y, None if weights.norm1_mean else autograd.statistics_of(mean, var, hidden)
-
-
-def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:
-    if tensors is None:
-        return []
-    if isinstance(tensors, Tensor):
-        raise TypeError(f"{OP}: {name} must be a sequence with one tensor per layer, got a torch.Tensor")
-    return list(tensors)

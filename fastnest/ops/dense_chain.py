@@ -11,6 +11,7 @@ from ..reference.dense_chain import Weights
 from . import dense_chain_autograd as autograd
 from .arguments import (
     Wanted,
+    as_list,
     autocast_dtype,
     cast,
     check_activation,
@@ -127,8 +128,8 @@ def dense_chain(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
     """
     check_rows(OP, x)
-    given = (weight, bias, hidden_weight, hidden_bias, scale, shift)
-    weights = Weights(*map(_as_list, Weights._fields, given))
+    given = zip(Weights._fields, (weight, bias, hidden_weight, hidden_bias, scale, shift), strict=True)
+    weights = Weights(*(as_list(OP, *one, "with one tensor per block") for one in given))
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
@@ -149,11 +150,3 @@ def dense_chain(
         options = backend, activation, pre_activation, tuple(map(len, weights))
         y = autograd.DenseChainFunction.apply(*options, x, *flat)
     return y
-
-
-def _as_list(name: str, tensors: Sequence[Tensor] | None) -> list[Tensor]:
-    if tensors is None:
-        return []
-    if isinstance(tensors, Tensor):
-        raise TypeError(f"{OP}: {name} must be a sequence with one tensor per block, got a torch.Tensor")
-    return list(tensors)

@@ -22,6 +22,12 @@ def check_image(op: str, x: Tensor) -> None:
         raise TypeError(f"{op}: x must be float64, float32, bfloat16 or float16, got {x.dtype}")
 
 
+def check_pixels(op: str, x: Tensor) -> None:
+    """A convolution needs a pixel to read, though there may be no image."""
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"{op}: x must have at least one pixel an image, got x {list(x.shape)}")
+
+
 def check_count(op: str, x: Tensor) -> None:
     """Batch statistics need two values a channel (or none at all), as torch's batch norm has it."""
     if x.numel() == x.shape[1]:

@@ -7,10 +7,11 @@ from torch import Tensor
 from .. import _backend
 from ..reference.residual_block2d import Statistics, Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
-from .arguments import Wanted, autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import Wanted, as_list, autocast_dtype, cast, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
+    check_pixels,
     convolution_weights,
     in_format_of,
     misfit_beside_norms,
@@ -33,9 +34,7 @@ def weights_of(
     """The arguments as lists, one tensor per convolution or none; norms as NORMS names them."""
     l, lists = len(autograd.KINDS[op].kernels), {}
     for name, tensors in zip(("conv", "conv_bias", *NORMS), (conv, conv_bias, *norms), strict=True):
-        if isinstance(tensors, Tensor):
-            raise TypeError(f"{op}: {name} must be a sequence of {l} tensors, got a torch.Tensor")
-        lists[name] = [] if tensors is None else list(tensors)
+        lists[name] = as_list(op, name, tensors, f"of {l} tensors")
         if len(lists[name]) != l and (lists[name] or name == "conv"):
             raise ValueError(f"{op}: {name} must have {l} tensors, got {len(lists[name])}")
     for name, one in (("projection", projection), ("projection_bias", projection_bias)):
@@ -111,6 +110,7 @@ def residual_block2d(
     if dtype is not None:
         x = cast(x, dtype)
         weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
+    check_pixels(op, x)
     check(op, x, weights, stride)
     backend = _backend.choose(op, x, triton_limit(x))
     y: Tensor

@@ -6,6 +6,7 @@ from .case import Case
 from .chains import dense_chain_cases, residual_chain_cases, small_dense_chain_cases, small_residual_chain_cases
 from .comparison import ULPS, Expected, assert_close, expect
 from .cost import bytes_moved, flops, flops_of_maps
+from .guard import before_a_guard_page, behind_a_guard_page
 from .images import (
     batch_stats_cases,
     dense_block2d_cases,
@@ -47,6 +48,8 @@ __all__ = [
     "Results",
     "as_tuple",
     "assert_close",
+    "before_a_guard_page",
+    "behind_a_guard_page",
     "bytes_moved",
     "expect",
     "flat",

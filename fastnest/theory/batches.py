@@ -37,7 +37,7 @@ class Batches:
         tensors = [x] if isinstance(x, Tensor) else x
         if not _is_features(tensors):
             raise TypeError(f"{function}: x must be a tensor or a list of tensors where y is one, got {_said(x)}")
-        if any(v.dim() == 0 or len(v) != len(y) for v in tensors) or not len(y):
+        if y.dim() == 0 or any(v.dim() == 0 or len(v) != len(y) for v in tensors) or not len(y):
             raise ValueError(f"{function}: x and y must have the same rows, at least one, got {_said(x)}, {_said(y)}")
         self.source, self.rows = (x, y), len(y)
         elements = max(1, sum(v[:1].numel() for v in tensors))

@@ -50,7 +50,8 @@ def features(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
 
 def record(model: torch.nn.Module, x: Tensor) -> Record:
     """The features and the stream of a model by listening to its blocks."""
-    blocks = [block for block in model.modules() if isinstance(block, (*RESIDUAL, *DENSE))]
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    blocks = [block for block in modules if isinstance(block, (*RESIDUAL, *DENSE))]
     if not blocks:
         raise TypeError(
             f"features: model must be one of fastnest.models or call blocks of fastnest.nn, got {type(model).__name__}"

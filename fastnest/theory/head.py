@@ -140,4 +140,10 @@ def best_linear_predictor(
     _check_ridge("best_linear_predictor", ridge)
     batches = Batches("best_linear_predictor", x, y, progress)
     chosen = loss_of("best_linear_predictor", loss)
-    return _head(Samples(batches, lambda x: [x.flatten(1)], chosen, classes, intercept), ridge)
+    return _head(Samples(batches, _flat_rows, chosen, classes, intercept), ridge)
+
+
+def _flat_rows(x: Tensor) -> list[Tensor]:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"best_linear_predictor: x must be a torch.Tensor, got {type(x).__name__}")
+    return [x.flatten(1)]

@@ -63,14 +63,28 @@ def linear_unpredictability(features: Sequence[Tensor] | Iterable[Any], *, progr
     Returns shares [L + 1] in [0, 1], float64; the first is 1.
     """
     name = "linear_unpredictability"
-    if isinstance(features, Sequence) and features and all(isinstance(v, Tensor) for v in features):
-        nothing = features[0].new_zeros(len(features[0]), 0, dtype=torch.float64)
-        batches = Batches(name, features, nothing, progress)
+    if _are_features(features):
+        batches = Batches(name, features, _no_targets(features), progress)
+    elif isinstance(features, Iterable):
+        batches = Batches(name, map(_with_no_targets, features), None, progress)
     else:
-        pairs = ((v, v[0].new_zeros(len(v[0]), 0, dtype=torch.float64)) for v in features)
-        batches = Batches(name, pairs, None, progress)
+        raise TypeError(f"{name}: features must be a list of tensors or batches of them, got {type(features).__name__}")
     sums = moments(Samples(batches, list, NAMED["squared"], 0, intercept=True))
     return torch.tensor(_unpredictability(sums.features), dtype=torch.float64)
+
+
+def _are_features(v: Any) -> bool:
+    return isinstance(v, Sequence) and len(v) > 0 and all(isinstance(one, Tensor) and one.dim() > 0 for one in v)
+
+
+def _no_targets(v: Sequence[Tensor]) -> Tensor:
+    return v[0].new_zeros(len(v[0]), 0, dtype=torch.float64)
+
+
+def _with_no_targets(v: Any) -> tuple[Sequence[Tensor], Tensor]:
+    if not _are_features(v):
+        raise TypeError(f"linear_unpredictability: every batch must be a list of tensors, got {type(v).__name__}")
+    return v, _no_targets(v)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 test_interpreted.py starts it, with TRITON_INTERPRET=1 and the folder of tests on PYTHONPATH.
 """
 
-import ctypes
-import mmap
 import sys
 from functools import partial
 
@@ -16,7 +14,7 @@ from kernel_checks import CONTIGUOUS, cases, light_cases
 
 import fastnest
 from fastnest.kernels import launch
-from fastnest.testing import as_tuple, flat, kernel, run, small_inputs
+from fastnest.testing import as_tuple, before_a_guard_page, flat, kernel, run, small_inputs
 
 check = partial(kernel_checks.check, "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,19 +67,6 @@ def guard_pages(op: str, dtype: torch.dtype) -> None:
 
     for one in [one for one in light_cases(op) if one.layout in CONTIGUOUS][::16]:
         check(one, dtype, change)
-
-
-def before_a_guard_page(values: torch.Tensor) -> torch.Tensor:
-    """A copy that ends there, dense as `values` are."""
-    if not values.numel():
-        return values.clone()
-    page, size = mmap.PAGESIZE, values.nbytes
-    end = -(-size // page) * page
-    memory = mmap.mmap(-1, end + page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(start + end), ctypes.c_size_t(page), 0) == 0
-    copy = torch.frombuffer(memory, dtype=values.dtype, offset=end - size, count=values.numel())
-    return copy.as_strided(values.shape, values.stride()).copy_(values)
 
 
 def compiled(op: str, dtype: torch.dtype) -> None:

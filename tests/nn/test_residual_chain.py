@@ -262,3 +262,13 @@ def test_bad_input(error, make, message):
     with pytest.raises(error) as raised:
         make()
     assert str(raised.value).startswith(message)
+
+
+def test_statistics_do_not_move_for_a_call_that_fails():
+    chain = nn.ResidualChain(5, 3, 2, norm="batch").train()
+    before = copy.deepcopy(chain.state_dict())
+    with pytest.raises(
+        TypeError, match=r"ResidualChain: x must be torch.float32 as the weights are, got torch.float64"
+    ):
+        chain(torch.ones(4, 5, dtype=torch.float64))
+    assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())

@@ -4,13 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastnest import _backend
 from fastnest.functional import dense_block2d
 from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
 
 SMALL = small_inputs("dense_block2d")
 BEST = kernels()[:1]
-needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
 
 
 def plain_layers(x, tensors):
@@ -128,34 +126,6 @@ def test_autocast_leaves_batch_norms_in_float32(name):
     assert torch.equal(actual, expected)
     gradients = torch.autograd.grad(actual.float().sum(), list(leaves.values()))
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype):
-    """Schema, fake, and dynamic shapes in torch.compile, for every shape that the results can have."""
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    forward, backward = (getattr(torch.ops.fastnest, f"dense_block2d_{way}").default for way in ("forward", "backward"))
-    names = ("conv1", "conv2", *(f"norm{k}_{t}" for k in (1, 2) for t in ("weight", "bias", "mean", "var")), "dropout")
-    for one in SMALL:
-        tensors = unflat({name: t.detach() for name, t in flat(one.tensors(dtype)).items()})
-        x = tensors["x"]
-        lists = [[t.float() if "norm" in name else t for t in tensors.get(name, [])] for name in names]
-        lists[-1] = [t.contiguous(memory_format=torch.channels_last) for t in lists[-1]]
-        for save in (False, True):
-            torch.library.opcheck(forward, (x, *lists, 1e-5, save), test_utils=tests)
-        y, z, mean, var, z_mean, z_var = forward(x, *lists, 1e-5, True)
-        training = "norm1_mean" not in tensors
-        if training:
-            widths = [w.shape[0] for w in tensors["norm1_weight"]]
-            lists[4], lists[5], lists[8], lists[9] = (
-                [mean[:c] for c in widths],
-                [var[:c] for c in widths],
-                z_mean,
-                z_var,
-            )
-        arguments = (torch.randn_like(y), y, z, *lists, 1e-5, training)
-        torch.library.opcheck(backward, arguments, test_utils=tests)
 
 
 def arguments(**replaced):

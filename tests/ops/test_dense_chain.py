@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from fastnest import _backend
 from fastnest.functional import dense_chain
 from fastnest.reference import dense_chain as reference
 from fastnest.reference.dense_chain import Weights
@@ -9,7 +8,6 @@ from fastnest.testing import flat, kernel, kernels, small_inputs, unflat
 
 SMALL = small_inputs("dense_chain")
 BEST = kernels()[:1]
-needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
 
 
 def in_order(tensors):
@@ -79,21 +77,6 @@ def test_keeps_only_the_weights_the_result_and_the_hidden_layers(one, name):
     if not one.options["pre_activation"] and one.options["activation"] not in ("relu", "identity"):
         columns += sum(one.sizes["d"])
     assert sum(tensor.nbytes for tensor in kept.values()) == 6 * columns * 4
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype):
-    """Schema, fake, and dynamic shapes in torch.compile, for every shape that the results can have."""
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    forward, backward = torch.ops.fastnest.dense_chain_forward.default, torch.ops.fastnest.dense_chain_backward.default
-    for one in (SMALL[0], SMALL[1], SMALL[2], SMALL[3], SMALL[4 * 3 + 2], SMALL[4 * 3 + 3]):
-        x, weights = in_order(unflat({name: t.detach() for name, t in flat(one.tensors(dtype)).items()}))
-        options = one.options["activation"], one.options["pre_activation"]
-        for save in (False, True):
-            torch.library.opcheck(forward, (x, *weights, *options, save), test_utils=tests)
-        y, hidden = forward(x, *weights, *options, True)
-        torch.library.opcheck(backward, (torch.randn_like(y), y, hidden, *weights, *options), test_utils=tests)
 
 
 def arguments(**replaced):

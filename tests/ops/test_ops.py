@@ -9,6 +9,7 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 import fastnest
+from fastnest import functional
 from fastnest.testing import (
     OPS,
     as_tuple,
@@ -64,6 +65,15 @@ def test_outputs_and_gradients(op, dtype, two_threads):
         check_kernels(partial(run, one, dtype=dtype), dtype, repr(one))
 
 
+@pytest.mark.parametrize("name", ["avx512_bf16", "avx512", "avx2", "portable"])
+def test_every_instruction_set_is_among_them(name):
+    """Every test above and below that takes KERNELS forces each instruction set that this CPU has."""
+    if f"cpp {name}" not in KERNELS:
+        pytest.skip(f"this CPU does not run {name}; it runs {', '.join(KERNELS) or 'no kernels, which are not built'}")
+    with kernel(f"cpp {name}"):
+        assert fastnest._C.instruction_set() == name
+
+
 @every_op
 @every_dtype
 def test_threads_and_repeats(op, dtype, two_threads):
@@ -91,6 +101,19 @@ def test_empty_batch(op, name):
                 assert results["y"].shape == one.y_shape
                 assert results["dx"].shape == one.shapes()["x"]
                 assert all((value == 0).all() for value in results.values()), repr(one)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 0, 3), (2, 5, 3, 0), (0, 5, 0, 0)])
+@pytest.mark.parametrize("name", ["reference", *KERNELS])
+def test_images_without_pixels(name, shape):
+    """Statistics are zeros, as of no image; a convolution has nothing to read."""
+    with kernel(name):
+        for value in functional.batch_stats(torch.ones(shape)):
+            assert torch.equal(value, torch.zeros(5))
+        for op in ("dense_block2d", "bottleneck2d", "basic_block2d"):
+            one = small_inputs(op)[0]
+            with pytest.raises(ValueError, match=f"{op}: x must have at least one pixel an image, got x"):
+                one.call({**one.tensors(torch.float32), "x": torch.ones(shape)})
 
 
 def has_an_inner_pixel(one):

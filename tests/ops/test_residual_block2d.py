@@ -196,31 +196,6 @@ def test_gradients_of_the_features_alone(op, name):
             assert_close(results(name, None, 0), expect(results), torch.float32, f"{one!r}, output {used} alone")
 
 
-@needs_cpp
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@either_op
-def test_opcheck(op, dtype):
-    """Schema, fake, and dynamic shapes in torch.compile, for every shape that the results can have."""
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    forward, backward = (getattr(torch.ops.fastnest, f"{op}_{way}").default for way in ("forward", "backward"))
-    for one in small_inputs(op):
-        tensors = unflat({name: t.detach() for name, t in flat(one.tensors(dtype)).items()})
-        lists = {name: [t.float() for t in tensors.get(name, [])] for name in ("conv_bias", *NORMS)}
-        projection_bias = tensors["projection_bias"].float() if "projection_bias" in tensors else None
-        end = tensors.get("projection"), projection_bias, one.options["stride"], 1e-5
-        x, conv = tensors["x"], tensors["conv"]
-        for features, save in ((False, True), (True, False), (True, True)):
-            arguments = (x, conv, *lists.values(), *end, features, save)
-            torch.library.opcheck(forward, arguments, test_utils=tests)
-        y, v, hidden, mean, var = forward(x, conv, *lists.values(), *end, True, True)
-        training = bool(mean)
-        if training:
-            lists |= {"norm_mean": mean, "norm_var": var}
-        for dy, dv in ((torch.randn_like(y), torch.randn_like(v)), (torch.randn_like(y), None), (None, v)):
-            arguments = (dy, dv, x, hidden, conv, *lists.values(), *end, training)
-            torch.library.opcheck(backward, arguments, test_utils=tests)
-
-
 NORMS = ("norm_weight", "norm_bias", "norm_mean", "norm_var")
 zeros = torch.zeros
 

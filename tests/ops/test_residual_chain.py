@@ -3,7 +3,6 @@ from functools import partial
 import pytest
 import torch
 
-from fastnest import _backend
 from fastnest.functional import residual_chain
 from fastnest.reference import residual_chain as reference
 from fastnest.reference.activation import ACTIVATIONS, second_moment
@@ -11,7 +10,6 @@ from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, 
 
 SMALL = small_inputs("residual_chain")
 BEST = kernels()[:1]
-needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
 
 
 def in_order(tensors):
@@ -117,27 +115,6 @@ def test_keeps_only_the_inputs_the_stream_and_the_hidden_layers(name, dtype):
             kept.pop(tensor.data_ptr(), None)
         stream, hidden = n * m * 4, n * l * layers * k * dtype.itemsize
         assert sorted(tensor.nbytes for tensor in kept.values()) == sorted([stream, hidden])
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype):
-    """Schema, fake, and dynamic shapes in torch.compile, for every shape that the results can have."""
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    forward, backward = (
-        torch.ops.fastnest.residual_chain_forward.default,
-        torch.ops.fastnest.residual_chain_backward.default,
-    )
-    for one in (SMALL[0], SMALL[1], SMALL[2], SMALL[9], SMALL[10]):
-        x, *weights = [None if t is None else t.detach() for t in in_order(one.tensors(dtype))]
-        options = one.options["activation"], one.options["pre_activation"]
-        for features, save in ((False, False), (True, True)):
-            torch.library.opcheck(forward, (x, *weights, *options, features, save), test_utils=tests)
-        y, _, hidden, stream = forward(x, *weights, *options, False, True)
-        stream = y if dtype is torch.float32 else stream
-        dfeatures = torch.randn(6, 3, 4).to(dtype)
-        for dy, df in ((y, None), (None, dfeatures)):
-            torch.library.opcheck(backward, (dy, df, x, stream, hidden, *weights, *options), test_utils=tests)
 
 
 @pytest.mark.parametrize("name", BEST)

@@ -1,0 +1,91 @@
+"""docs/promises.md as rows, and its last column: python tests/promises/table.py docs/promises.md runs what it names.
+
+Words behind the path choose tests whose names have one of them; the other rows stay as they are.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+ROW = re.compile(
+    r"^\| (?P<promise>[^|]+) \| `(?P<test>[^`|]+)` \| (?P<scope>[^|]*) \| (?P<result>[^|]*) \|$", re.MULTILINE
+)
+MACHINE = re.compile(r"(?<=<!-- machine -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+
+
+class Row(NamedTuple):
+    """A promise and the test that proves it: path::name, or path::name[parameters]."""
+
+    promise: str
+    test: str
+    scope: str
+    result: str
+
+
+def rows(text: str) -> list[Row]:
+    return [Row(*(value.strip() for value in match.groups())) for match in ROW.finditer(text)]
+
+
+def proves(row: Row, test: str) -> bool:
+    """Whether a test that pytest knows by this name is the row's, or one of its parameters'."""
+    return test == row.test or test.startswith(f"{row.test}[")
+
+
+def machine() -> str:
+    """Where the tests ran, without a date."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    from fastnest import _backend
+
+    sets = ", ".join(_backend._C.instruction_sets()) if _backend.CPP_IS_BUILT else "no kernels built"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "onnxruntime", "hypothesis"))
+    return f"{model}, {os.cpu_count()} cores, kernels {sets}; Python {platform.python_version()}, {packages}."
+
+
+def outcomes(report: Path) -> dict[str, str]:
+    """passed, failed or skipped, by the name that pytest gives a test."""
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        found[f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"] = outcome
+    return found
+
+
+def said(row: Row, found: dict[str, str]) -> str:
+    counts = Counter(outcome for test, outcome in found.items() if proves(row, test))
+    return ", ".join(f"{counts[kind]} {kind}" for kind in ("failed", "passed", "skipped") if counts[kind]) or "not run"
+
+
+def main(path: Path, words: list[str]) -> int:
+    text = path.read_text()
+    names = sorted({row.test for row in rows(text) if any(word in row.test for word in words or [""])})
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *names]
+        status = subprocess.run(command, cwd=ROOT).returncode
+        found = outcomes(report)
+
+    def filled(match: re.Match) -> str:
+        row = Row(*(value.strip() for value in match.groups()))
+        result = said(row, found) if row.test in names else row.result
+        return f"| {row.promise} | `{row.test}` | {row.scope} | {result} |"
+
+    text = MACHINE.sub(lambda _: machine(), ROW.sub(filled, text))
+    path.write_text(text)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,42 @@
+"""docs/promises.md: every test that it names exists, and every op, dtype and backend has its row."""
+
+import itertools
+import re
+import subprocess
+import sys
+
+import pytest
+from promises.table import ROOT, proves, rows, said
+
+from fastnest.testing import OPS
+
+TEXT = (ROOT / "docs/promises.md").read_text()
+ROWS = rows(TEXT)
+
+
+def test_every_line_of_the_tables_is_a_row():
+    lines = [line for line in TEXT.splitlines() if line.startswith("| ") and not re.match(r"\| (promise|--)", line)]
+    assert len(lines) == len(ROWS) > 60
+
+
+def test_every_test_exists():
+    files = sorted({row.test.partition("::")[0] for row in ROWS})
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if "::" in line]
+    absent = [row.test for row in ROWS if not any(proves(row, test) for test in found)]
+    assert not absent, f"{absent}\n{done.stdout[-2000:]}{done.stderr}"
+
+
+@pytest.mark.parametrize(("op", "backend"), list(itertools.product(OPS, ("cpp", "triton", "reference"))))
+def test_every_op_has_a_bound(op, backend):
+    dtypes = {"reference": ["float64"]}.get(backend, ["float32", "bfloat16", "float16"])
+    for dtype in dtypes:
+        assert any(row.promise == f"error bound: {op} {dtype} {backend}" for row in ROWS), (op, dtype, backend)
+
+
+def test_results_are_counted():
+    row = ROWS[0]
+    found = {row.test: "passed", f"{row.test}[more]": "failed", "another::test": "failed"}
+    assert said(row, found) == "1 failed, 1 passed"
+    assert said(row, {}) == "not run"
