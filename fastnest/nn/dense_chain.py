@@ -133,7 +133,7 @@ class DenseChain(torch.nn.Module):
 
     def _with_batch_statistics(self, x: Tensor) -> Tensor:
         check_rows("DenseChain", x, self.in_features)
-        check_dtype("DenseChain", x, self.weight[0])
+        check_dtype("DenseChain", x, _tensors(self.weight)[0])
 
         def activated(values: Tensor, norm: ChainNorm | None, i: int) -> Tensor:
             return activate(self.activation, values if norm is None else norm(values, i))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def linear_unpredictability(features: Sequence[Tensor] | Iterable[Any], *, progr
     return torch.tensor(_unpredictability(sums.features), dtype=torch.float64)
 
 
-def _are_features(v: Any) -> bool:
+def _are_features(v: Any) -> TypeGuard[Sequence[Tensor]]:
     return isinstance(v, Sequence) and len(v) > 0 and all(isinstance(one, Tensor) and one.dim() > 0 for one in v)
 
 
