@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import on_host
 import pytest
 from promises.table import ROOT, proves, rows, said
 
@@ -28,7 +29,11 @@ def test_every_test_exists():
     assert not absent, f"{absent}\n{done.stdout[-2000:]}{done.stderr}"
 
 
-@pytest.mark.parametrize(("op", "backend"), list(itertools.product(OPS, ("cpp", "triton", "reference"))))
+EVERYWHERE = itertools.product(OPS, ("cpp", "triton", "reference"))
+IN_CUDA = itertools.product(on_host.ops(), ("cuda",))
+
+
+@pytest.mark.parametrize(("op", "backend"), [*EVERYWHERE, *IN_CUDA])
 def test_every_op_has_a_bound(op, backend):
     dtypes = {"reference": ["float64"]}.get(backend, ["float32", "bfloat16", "float16"])
     for dtype in dtypes:
