@@ -70,8 +70,8 @@ def rows_for(n: int, most: int) -> int:
 def precision(dtype: torch.dtype) -> str:
     """How float32 products are taken: as torch's own setting says, in TF32 or else nearly as float32.
 
-    The latter, on NVIDIA, by three TF32 products of a high and a low half, 22 bits of 24: Triton's other way there, one multiply-add
-    per product and thread, needs more registers than there are.
+    The latter, on NVIDIA, by three TF32 products of a high and a low half, 22 bits of 24: Triton's other way there, one
+    multiply-add per product and thread, needs more registers than there are.
     """
     if dtype is not torch.float32 or torch.version.hip:
         return "ieee"
