@@ -48,7 +48,7 @@ def calls(op: str, dtype: torch.dtype) -> dict:
 
 
 def registered() -> set[str]:
-    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastnest::")}
+    return {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("fastnest::")}
 
 
 def test_every_operator_is_checked():
