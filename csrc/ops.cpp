@@ -20,45 +20,47 @@ STABLE_TORCH_LIBRARY(fastnest, m) {
   m.def(
       "residual_chain_backward(Tensor? dy, Tensor? dfeatures, Tensor x, Tensor stream, Tensor hidden, Tensor down, "
       "Tensor? down_bias, Tensor? mid, Tensor? mid_bias, Tensor up, Tensor? scale, Tensor? shift, str activation, "
-      "bool pre_activation) -> (Tensor dx, Tensor ddown, Tensor ddown_bias, Tensor dmid, Tensor dmid_bias, Tensor dup, "
-      "Tensor dscale, Tensor dshift)");
+      "bool pre_activation) "
+      "-> (Tensor dx, Tensor ddown, Tensor ddown_bias, Tensor dmid, Tensor dmid_bias, Tensor dup, Tensor dscale, "
+      "Tensor dshift)");
   m.def(
-      "dense_chain_forward(Tensor x, Tensor[] weight, Tensor[] bias, Tensor[] hidden_weight, Tensor[] hidden_bias, "
-      "Tensor[] scale, Tensor[] shift, str activation, bool pre_activation, bool save) -> (Tensor y, Tensor hidden)");
+      "dense_chain_forward(Tensor x, Tensor[] weight, Tensor[]? bias, Tensor[]? hidden_weight, Tensor[]? hidden_bias, "
+      "Tensor[]? scale, Tensor[]? shift, str activation, bool pre_activation, bool save) -> (Tensor y, Tensor hidden)");
   m.def(
-      "dense_chain_backward(Tensor dy, Tensor y, Tensor hidden, Tensor[] weight, Tensor[] bias, "
-      "Tensor[] hidden_weight, Tensor[] hidden_bias, Tensor[] scale, Tensor[] shift, str activation, "
-      "bool pre_activation) -> (Tensor dx, Tensor[] dweight, Tensor[] dbias, Tensor[] dhidden_weight, "
-      "Tensor[] dhidden_bias, Tensor[] dscale, Tensor[] dshift)");
+      "dense_chain_backward(Tensor dy, Tensor y, Tensor hidden, Tensor[] weight, Tensor[]? bias, "
+      "Tensor[]? hidden_weight, Tensor[]? hidden_bias, Tensor[]? scale, Tensor[]? shift, str activation, "
+      "bool pre_activation) "
+      "-> (Tensor dx, Tensor[] dweight, Tensor[] dbias, Tensor[] dhidden_weight, Tensor[] dhidden_bias, "
+      "Tensor[] dscale, Tensor[] dshift)");
   m.def("batch_stats(Tensor x) -> (Tensor mean, Tensor var)");
   m.def(
-      "dense_block2d_forward(Tensor x, Tensor[] conv1, Tensor[] conv2, Tensor[] norm1_weight, Tensor[] norm1_bias, "
-      "Tensor[] norm1_mean, Tensor[] norm1_var, Tensor[] norm2_weight, Tensor[] norm2_bias, Tensor[] norm2_mean, "
-      "Tensor[] norm2_var, Tensor[] dropout, float eps, bool save) "
+      "dense_block2d_forward(Tensor x, Tensor[]? conv1, Tensor[] conv2, Tensor[] norm1_weight, Tensor[] norm1_bias, "
+      "Tensor[]? norm1_mean, Tensor[]? norm1_var, Tensor[]? norm2_weight, Tensor[]? norm2_bias, Tensor[]? norm2_mean, "
+      "Tensor[]? norm2_var, Tensor[]? dropout, float eps, bool save) "
       "-> (Tensor y, Tensor[] z, Tensor mean, Tensor var, Tensor[] z_mean, Tensor[] z_var)");
   m.def(
-      "dense_block2d_backward(Tensor dy, Tensor y, Tensor[] z, Tensor[] conv1, Tensor[] conv2, Tensor[] norm1_weight, "
-      "Tensor[] norm1_bias, Tensor[] norm1_mean, Tensor[] norm1_var, Tensor[] norm2_weight, Tensor[] norm2_bias, "
-      "Tensor[] norm2_mean, Tensor[] norm2_var, Tensor[] dropout, float eps, bool training) "
+      "dense_block2d_backward(Tensor dy, Tensor y, Tensor[] z, Tensor[]? conv1, Tensor[] conv2, Tensor[] norm1_weight, "
+      "Tensor[] norm1_bias, Tensor[]? norm1_mean, Tensor[]? norm1_var, Tensor[]? norm2_weight, Tensor[]? norm2_bias, "
+      "Tensor[]? norm2_mean, Tensor[]? norm2_var, Tensor[]? dropout, float eps, bool training) "
       "-> (Tensor dx, Tensor[] dconv1, Tensor[] dconv2, Tensor[] dnorm1_weight, Tensor[] dnorm1_bias, "
       "Tensor[] dnorm2_weight, Tensor[] dnorm2_bias)");
   m.def(
-      "bottleneck2d_forward(Tensor x, Tensor[] conv, Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, "
-      "Tensor[] norm_mean, Tensor[] norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
+      "bottleneck2d_forward(Tensor x, Tensor[] conv, Tensor[]? conv_bias, Tensor[]? norm_weight, Tensor[]? norm_bias, "
+      "Tensor[]? norm_mean, Tensor[]? norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
       "bool features, bool save) -> (Tensor y, Tensor features, Tensor[] hidden, Tensor[] mean, Tensor[] var)");
   m.def(
       "bottleneck2d_backward(Tensor? dy, Tensor? dfeatures, Tensor x, Tensor[] hidden, Tensor[] conv, "
-      "Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, Tensor[] norm_mean, Tensor[] norm_var, "
+      "Tensor[]? conv_bias, Tensor[]? norm_weight, Tensor[]? norm_bias, Tensor[]? norm_mean, Tensor[]? norm_var, "
       "Tensor? projection, Tensor? projection_bias, int stride, float eps, bool training) "
       "-> (Tensor dx, Tensor[] dconv, Tensor[] dconv_bias, Tensor[] dnorm_weight, Tensor[] dnorm_bias, "
       "Tensor dprojection, Tensor dprojection_bias)");
   m.def(
-      "basic_block2d_forward(Tensor x, Tensor[] conv, Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, "
-      "Tensor[] norm_mean, Tensor[] norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
+      "basic_block2d_forward(Tensor x, Tensor[] conv, Tensor[]? conv_bias, Tensor[]? norm_weight, Tensor[]? norm_bias, "
+      "Tensor[]? norm_mean, Tensor[]? norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
       "bool features, bool save) -> (Tensor y, Tensor features, Tensor[] hidden, Tensor[] mean, Tensor[] var)");
   m.def(
       "basic_block2d_backward(Tensor? dy, Tensor? dfeatures, Tensor x, Tensor[] hidden, Tensor[] conv, "
-      "Tensor[] conv_bias, Tensor[] norm_weight, Tensor[] norm_bias, Tensor[] norm_mean, Tensor[] norm_var, "
+      "Tensor[]? conv_bias, Tensor[]? norm_weight, Tensor[]? norm_bias, Tensor[]? norm_mean, Tensor[]? norm_var, "
       "Tensor? projection, Tensor? projection_bias, int stride, float eps, bool training) "
       "-> (Tensor dx, Tensor[] dconv, Tensor[] dconv_bias, Tensor[] dnorm_weight, Tensor[] dnorm_bias, "
       "Tensor dprojection, Tensor dprojection_bias)");

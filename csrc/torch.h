@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "common/activation_kind.h"
 #include "common/element.h"
@@ -17,6 +18,11 @@ namespace fastnest {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// What the schemas call Tensor[] and Tensor[]?. An absent list never arrives as an empty one: AOTInductor's runtime
+// would hand None on for that.
+using List = std::vector<Tensor>;
+using OptionalList = std::optional<List>;
 
 inline Element element_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -29,6 +35,12 @@ inline Element element_of(const Tensor& x) {
 }
 
 inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
+
+// The list, or none of any tensors where it is absent.
+inline const List& tensors_of(const OptionalList& list) {
+  static const List none;
+  return list ? *list : none;
+}
 
 inline Activation activation_named(const std::string& name) {
   auto kind = parse_activation(name);

@@ -22,6 +22,14 @@ struct Norms {
   }
 };
 
+// The arguments of one call: lists with a tensor per layer, or none.
+struct DenseBlock2d {
+  const List &conv1, &conv2;
+  Norms norm1, norm2;
+  const List& dropout;
+  double eps;
+};
+
 NormConv link(const Tensor& y, const Tensor& weight, const Pixels& source, const Fold& fold, const Pixels& target) {
   NormConv conv{};
   conv.element = element_of(y);
@@ -35,14 +43,14 @@ NormConv link(const Tensor& y, const Tensor& weight, const Pixels& source, const
 
 int64_t pixels_in(const Tensor& y) { return y.size(0) * y.size(2) * y.size(3); }
 
-std::tuple<Tensor, List, Tensor, Tensor, List, List> dense_block2d_forward(
-    Tensor x, List conv1, List conv2, List norm1_weight, List norm1_bias, List norm1_mean, List norm1_var,
-    List norm2_weight, List norm2_bias, List norm2_mean, List norm2_var, List dropout, double eps, bool save) {
+using BlockOutputs = std::tuple<Tensor, List, Tensor, Tensor, List, List>;
+using BlockGradients = std::tuple<Tensor, List, List, List, List, List, List>;
+
+BlockOutputs forward(const Tensor& x, const DenseBlock2d& block, bool save) {
+  const auto& [conv1, conv2, norm1, norm2, dropout, eps] = block;
   const Element element = element_of(x);
   const int64_t n = x.size(0), h = x.size(2), w = x.size(3), first = x.size(1);
-  const bool batch = norm1_mean.empty();
-  const Norms norm1{norm1_weight, norm1_bias, norm1_mean, norm1_var};
-  const Norms norm2{norm2_weight, norm2_bias, norm2_mean, norm2_var};
+  const bool batch = norm1.mean.empty();
   int64_t channels = first;
   for (const Tensor& weight : conv2) channels += weight.size(0);
   Tensor y = empty_image(n, channels, h, w, x.scalar_type());
@@ -77,17 +85,13 @@ std::tuple<Tensor, List, Tensor, Tensor, List, List> dense_block2d_forward(
   return {y, z, mean, var, z_mean, z_var};
 }
 
-std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
-    Tensor dy, Tensor y, List z, List conv1, List conv2, List norm1_weight, List norm1_bias, List norm1_mean,
-    List norm1_var, List norm2_weight, List norm2_bias, List norm2_mean, List norm2_var, List dropout, double eps,
-    bool training) {
+BlockGradients backward(const Tensor& dy, const Tensor& y, const List& z, const DenseBlock2d& block, bool training) {
+  const auto& [conv1, conv2, norm1, norm2, dropout, eps] = block;
   const Element element = element_of(y);
   const int64_t n = y.size(0), h = y.size(2), w = y.size(3), channels = y.size(1), pixels = pixels_in(y);
-  const Norms norm1{norm1_weight, norm1_bias, norm1_mean, norm1_var};
-  const Norms norm2{norm2_weight, norm2_bias, norm2_mean, norm2_var};
-  List dconv1 = empty_like(conv1), dconv2 = empty_like(conv2), dnorm1_weight = empty_like(norm1_weight),
-       dnorm1_bias = empty_like(norm1_bias), dnorm2_weight = empty_like(norm2_weight),
-       dnorm2_bias = empty_like(norm2_bias);
+  List dconv1 = empty_like(conv1), dconv2 = empty_like(conv2), dnorm1_weight = empty_like(norm1.weight),
+       dnorm1_bias = empty_like(norm1.bias), dnorm2_weight = empty_like(norm2.weight),
+       dnorm2_bias = empty_like(norm2.bias);
   int64_t hidden = 0;
   for (const Tensor& weight : conv1) hidden = std::max(hidden, weight.size(0));
 
@@ -97,7 +101,7 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
   run_finish(element, {pixels_of(dy), element, nullptr, nullptr, nullptr}, {}, g, true, channels, pixels);
   Tensor z_gradient = empty({pixels, hidden}, ScalarType::Float);
   std::vector<float> slope(channels, 0.0f), offset(channels, 0.0f), sum(std::max(channels, hidden)), product(sum);
-  const float* const mean = norm1_mean.empty() ? nullptr : floats(norm1_mean.back());
+  const float* const mean = norm1.mean.empty() ? nullptr : floats(norm1.mean.back());
 
   int64_t end = channels;
   for (size_t i = conv2.size(); i-- > 0;) {
@@ -115,17 +119,17 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
       const Fold fold2 = norm2.fold(i, nullptr, nullptr, eps);
       const Pixels zi = pixels_of(z[i]), dz{z_gradient.mutable_data_ptr(), b};
       std::vector<float> z_slope(b, 0.0f), z_offset(b, 0.0f);
-      io.into = dz, io.mean = floats(norm2_mean[i]);
+      io.into = dz, io.mean = floats(norm2.mean[i]);
       run_backward(link(y, conv2[i], zi, fold2, slice), io, dconv2[i].mutable_data_ptr(), sum.data(), product.data());
       close_norm(fold2, sum.data(), product.data(), pixels, floats(dnorm2_weight[i]), floats(dnorm2_bias[i]),
                  training ? z_slope.data() : nullptr, training ? z_offset.data() : nullptr);
       io = {};
       io.target = {dz, Element::kFloat32, training ? z_slope.data() : nullptr, training ? z_offset.data() : nullptr,
-                   floats(norm2_mean[i])};
-      io.into = g, io.add = true, io.mean = floats(norm1_mean[i]);
+                   floats(norm2.mean[i])};
+      io.into = g, io.add = true, io.mean = floats(norm1.mean[i]);
       run_backward(link(y, conv1[i], buffer, fold1, zi), io, dconv1[i].mutable_data_ptr(), sum.data(), product.data());
     } else {
-      io.into = g, io.add = true, io.mean = floats(norm1_mean[i]);
+      io.into = g, io.add = true, io.mean = floats(norm1.mean[i]);
       run_backward(link(y, conv2[i], buffer, fold1, slice), io, dconv2[i].mutable_data_ptr(), sum.data(),
                    product.data());
     }
@@ -137,6 +141,25 @@ std::tuple<Tensor, List, List, List, List, List, List> dense_block2d_backward(
   run_finish(element, {g, Element::kFloat32, training ? slope.data() : nullptr, offset.data(), mean}, buffer,
              pixels_of(dx), false, end, pixels);
   return {dx, dconv1, dconv2, dnorm1_weight, dnorm1_bias, dnorm2_weight, dnorm2_bias};
+}
+
+// The same as the schemas list their arguments.
+BlockOutputs dense_block2d_forward(Tensor x, OptionalList conv1, List conv2, List norm1_weight, List norm1_bias,
+                                   OptionalList norm1_mean, OptionalList norm1_var, OptionalList norm2_weight,
+                                   OptionalList norm2_bias, OptionalList norm2_mean, OptionalList norm2_var,
+                                   OptionalList dropout, double eps, bool save) {
+  const Norms norm1{norm1_weight, norm1_bias, tensors_of(norm1_mean), tensors_of(norm1_var)};
+  const Norms norm2{tensors_of(norm2_weight), tensors_of(norm2_bias), tensors_of(norm2_mean), tensors_of(norm2_var)};
+  return forward(x, {tensors_of(conv1), conv2, norm1, norm2, tensors_of(dropout), eps}, save);
+}
+
+BlockGradients dense_block2d_backward(Tensor dy, Tensor y, List z, OptionalList conv1, List conv2, List norm1_weight,
+                                      List norm1_bias, OptionalList norm1_mean, OptionalList norm1_var,
+                                      OptionalList norm2_weight, OptionalList norm2_bias, OptionalList norm2_mean,
+                                      OptionalList norm2_var, OptionalList dropout, double eps, bool training) {
+  const Norms norm1{norm1_weight, norm1_bias, tensors_of(norm1_mean), tensors_of(norm1_var)};
+  const Norms norm2{tensors_of(norm2_weight), tensors_of(norm2_bias), tensors_of(norm2_mean), tensors_of(norm2_var)};
+  return backward(dy, y, z, {tensors_of(conv1), conv2, norm1, norm2, tensors_of(dropout), eps}, training);
 }
 
 }  // namespace

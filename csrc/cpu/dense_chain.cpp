@@ -8,22 +8,20 @@
 namespace fastnest {
 namespace {
 
-using List = std::vector<Tensor>;
-
-DenseChain describe(int64_t n, int64_t m, Element element, const List& weight, const List& bias,
-                    const List& hidden_weight, const List& hidden_bias, const List& scale, const List& shift,
-                    const std::string& activation, bool pre_activation) {
+DenseChain describe(int64_t n, int64_t m, Element element, const List& weight, const OptionalList& bias,
+                    const OptionalList& hidden_weight, const OptionalList& hidden_bias, const OptionalList& scale,
+                    const OptionalList& shift, const std::string& activation, bool pre_activation) {
   DenseChain chain{};
   chain.element = element;
   chain.n = n, chain.m = chain.width = m;
   chain.activation = activation_named(activation);
   chain.pre_activation = pre_activation;
-  const auto data = [](const List& list, size_t i) { return list.empty() ? nullptr : list[i].const_data_ptr(); };
+  const auto data = [](const OptionalList& list, size_t i) { return list ? (*list)[i].const_data_ptr() : nullptr; };
   for (size_t i = 0; i < weight.size(); ++i) {
     DenseBlock block{};
     block.m = chain.width, block.d = weight[i].size(0);
-    block.h = hidden_weight.empty() ? 0 : hidden_weight[i].size(0);
-    block.weight = data(weight, i), block.bias = data(bias, i);
+    block.h = hidden_weight ? (*hidden_weight)[i].size(0) : 0;
+    block.weight = weight[i].const_data_ptr(), block.bias = data(bias, i);
     block.hidden_weight = data(hidden_weight, i), block.hidden_bias = data(hidden_bias, i);
     block.scale = data(scale, i), block.shift = data(shift, i);
     block.kept = chain.kept;
@@ -37,9 +35,9 @@ DenseChain describe(int64_t n, int64_t m, Element element, const List& weight, c
 // A few tiles' prefix and operands, at the width where half of it has grown.
 int64_t typical_width(const DenseChain& chain) { return (chain.m + chain.width) / 2; }
 
-std::tuple<Tensor, Tensor> dense_chain_forward(Tensor x, List weight, List bias, List hidden_weight, List hidden_bias,
-                                               List scale, List shift, std::string activation, bool pre_activation,
-                                               bool save) {
+std::tuple<Tensor, Tensor> dense_chain_forward(Tensor x, List weight, OptionalList bias, OptionalList hidden_weight,
+                                               OptionalList hidden_bias, OptionalList scale, OptionalList shift,
+                                               std::string activation, bool pre_activation, bool save) {
   const DenseChain chain = describe(x.size(0), x.size(1), element_of(x), weight, bias, hidden_weight, hidden_bias,
                                     scale, shift, activation, pre_activation);
   Tensor y = empty({chain.n, chain.width}, x.scalar_type());
@@ -55,22 +53,15 @@ std::tuple<Tensor, Tensor> dense_chain_forward(Tensor x, List weight, List bias,
   return {y, hidden};
 }
 
-std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(Tensor dy, Tensor y, Tensor hidden,
-                                                                            List weight, List bias, List hidden_weight,
-                                                                            List hidden_bias, List scale, List shift,
-                                                                            std::string activation,
-                                                                            bool pre_activation) {
-  const int64_t m = hidden_weight.empty() ? weight[0].size(1) : hidden_weight[0].size(1);
+std::tuple<Tensor, List, List, List, List, List, List> dense_chain_backward(
+    Tensor dy, Tensor y, Tensor hidden, List weight, OptionalList bias, OptionalList hidden_weight,
+    OptionalList hidden_bias, OptionalList scale, OptionalList shift, std::string activation, bool pre_activation) {
+  const int64_t m = (hidden_weight ? *hidden_weight : weight)[0].size(1);
   const DenseChain chain = describe(y.size(0), m, element_of(y), weight, bias, hidden_weight, hidden_bias, scale, shift,
                                     activation, pre_activation);
-  const auto like = [](const List& list) {
-    List out;
-    for (const Tensor& t : list) out.push_back(empty_as(t));
-    return out;
-  };
   Tensor dx = empty({chain.n, chain.m}, y.scalar_type());
-  List dweight = like(weight), dbias = like(bias), dhidden_weight = like(hidden_weight),
-       dhidden_bias = like(hidden_bias), dscale = like(scale), dshift = like(shift);
+  List dweight = empty_like(weight), dbias = empty_like(bias), dhidden_weight = empty_like(hidden_weight),
+       dhidden_bias = empty_like(hidden_bias), dscale = empty_like(scale), dshift = empty_like(shift);
   const DenseBackward io{dy.const_data_ptr(), dy.stride(0), y.const_data_ptr(), hidden.const_data_ptr(),
                          dx.mutable_data_ptr()};
   const SumsLayout sums{FASTNEST_RUN(dense_sums_floats, chain)};

@@ -1,14 +1,10 @@
 // Image tensors [n, c, h, w] in channels-last memory as the rows of channels that norm_conv works on.
 #pragma once
 
-#include <vector>
-
 #include "cpu/norm_conv.h"
 #include "cpu/tensor.h"
 
 namespace fastnest {
-
-using List = std::vector<Tensor>;
 
 // Rows of channels: one per pixel, the same distance between all of them. (A dimension of size 1 has any stride.)
 inline Pixels pixels_of(const Tensor& x) {
@@ -26,11 +22,5 @@ inline Pixels channels_from(const Pixels& image, int64_t channel, Element elemen
 }
 
 inline float* floats(const Tensor& x) { return static_cast<float*>(const_cast<void*>(x.const_data_ptr())); }
-
-inline List empty_like(const List& list) {
-  List out;
-  for (const Tensor& t : list) out.push_back(empty_as(t));
-  return out;
-}
 
 }  // namespace fastnest

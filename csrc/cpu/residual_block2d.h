@@ -33,23 +33,41 @@ ResidualBlock2dGradients residual_block2d_backward(const std::optional<Tensor>& 
 
 // The same as the schemas list their arguments, of a kind of block whose convolution kStrided has the stride.
 template <size_t kStrided>
-ResidualBlock2dOutputs registered_forward(Tensor x, List conv, List conv_bias, List norm_weight, List norm_bias,
-                                          List norm_mean, List norm_var, std::optional<Tensor> projection,
-                                          std::optional<Tensor> projection_bias, int64_t stride, double eps,
-                                          bool features, bool save) {
-  const ResidualBlock2d block{conv,       conv_bias,       norm_weight, norm_bias, norm_mean, norm_var,
-                              projection, projection_bias, kStrided,    stride,    eps};
+ResidualBlock2dOutputs registered_forward(Tensor x, List conv, OptionalList conv_bias, OptionalList norm_weight,
+                                          OptionalList norm_bias, OptionalList norm_mean, OptionalList norm_var,
+                                          std::optional<Tensor> projection, std::optional<Tensor> projection_bias,
+                                          int64_t stride, double eps, bool features, bool save) {
+  const ResidualBlock2d block{conv,
+                              tensors_of(conv_bias),
+                              tensors_of(norm_weight),
+                              tensors_of(norm_bias),
+                              tensors_of(norm_mean),
+                              tensors_of(norm_var),
+                              projection,
+                              projection_bias,
+                              kStrided,
+                              stride,
+                              eps};
   return residual_block2d_forward(x, block, features, save);
 }
 
 template <size_t kStrided>
 ResidualBlock2dGradients registered_backward(std::optional<Tensor> dy, std::optional<Tensor> dfeatures, Tensor x,
-                                             List hidden, List conv, List conv_bias, List norm_weight, List norm_bias,
-                                             List norm_mean, List norm_var, std::optional<Tensor> projection,
-                                             std::optional<Tensor> projection_bias, int64_t stride, double eps,
-                                             bool training) {
-  const ResidualBlock2d block{conv,       conv_bias,       norm_weight, norm_bias, norm_mean, norm_var,
-                              projection, projection_bias, kStrided,    stride,    eps};
+                                             List hidden, List conv, OptionalList conv_bias, OptionalList norm_weight,
+                                             OptionalList norm_bias, OptionalList norm_mean, OptionalList norm_var,
+                                             std::optional<Tensor> projection, std::optional<Tensor> projection_bias,
+                                             int64_t stride, double eps, bool training) {
+  const ResidualBlock2d block{conv,
+                              tensors_of(conv_bias),
+                              tensors_of(norm_weight),
+                              tensors_of(norm_bias),
+                              tensors_of(norm_mean),
+                              tensors_of(norm_var),
+                              projection,
+                              projection_bias,
+                              kStrided,
+                              stride,
+                              eps};
   return residual_block2d_backward(dy, dfeatures, x, hidden, block, training);
 }
 

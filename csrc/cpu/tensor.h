@@ -64,4 +64,12 @@ inline Tensor empty_as(const Tensor& x) {
   return empty(sizes.data(), sizes.size(), x.scalar_type());
 }
 
+inline List empty_like(const List& list) {
+  List out;
+  for (const Tensor& t : list) out.push_back(empty_as(t));
+  return out;
+}
+
+inline List empty_like(const OptionalList& list) { return empty_like(tensors_of(list)); }
+
 }  // namespace fastnest

@@ -12,9 +12,10 @@ struct Group {
   size_t first;  // of its blocks
 };
 
-std::vector<Group> describe(const Tensor& x, int64_t m, const List& weight, const List& bias, const List& hidden_weight,
-                            const List& hidden_bias, const List& scale, const List& shift,
-                            const std::string& activation, bool pre_activation) {
+std::vector<Group> describe(const Tensor& x, int64_t m, const List& weight, const OptionalList& bias,
+                            const OptionalList& hidden_weight, const OptionalList& hidden_bias,
+                            const OptionalList& scale, const OptionalList& shift, const std::string& activation,
+                            bool pre_activation) {
   DenseChain chain{};
   chain.element = element_of(x);
   chain.tf32 = chain.element == Element::kFloat32 && tf32_is_asked_for();
@@ -22,16 +23,16 @@ std::vector<Group> describe(const Tensor& x, int64_t m, const List& weight, cons
   chain.in = chain.width = static_cast<int>(m);
   chain.activation = activation_named(activation);
   chain.pre_activation = pre_activation;
-  chain.affine = !scale.empty();
+  chain.affine = scale.has_value();
   std::vector<Group> groups;
   int64_t columns = 0;
-  const auto data = [](const List& list, size_t i) { return list.empty() ? nullptr : list[i].const_data_ptr(); };
+  const auto data = [](const OptionalList& list, size_t i) { return list ? (*list)[i].const_data_ptr() : nullptr; };
   for (size_t i = 0; i < weight.size(); ++i) {
     if (i % kBlocksInLaunch == 0) groups.push_back({chain, i});
     DenseBlock block{};
     block.m = chain.width, block.d = static_cast<int>(weight[i].size(0));
-    block.h = hidden_weight.empty() ? 0 : static_cast<int>(hidden_weight[i].size(0));
-    block.weight = data(weight, i), block.bias = data(bias, i);
+    block.h = hidden_weight ? static_cast<int>((*hidden_weight)[i].size(0)) : 0;
+    block.weight = weight[i].const_data_ptr(), block.bias = data(bias, i);
     block.hidden_weight = data(hidden_weight, i), block.hidden_bias = data(hidden_bias, i);
     block.scale = data(scale, i), block.shift = data(shift, i);
     block.hidden_before = chain.hidden, block.columns_before = columns;
@@ -43,8 +44,9 @@ std::vector<Group> describe(const Tensor& x, int64_t m, const List& weight, cons
   return groups;
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor x, List weight, List bias, List hidden_weight, List hidden_bias, List scale,
-                                   List shift, std::string activation, bool pre_activation, bool save) {
+std::tuple<Tensor, Tensor> forward(Tensor x, List weight, OptionalList bias, OptionalList hidden_weight,
+                                   OptionalList hidden_bias, OptionalList scale, OptionalList shift,
+                                   std::string activation, bool pre_activation, bool save) {
   const OnGpu gpu(x.get_device_index());
   const auto groups =
       describe(x, x.size(1), weight, bias, hidden_weight, hidden_bias, scale, shift, activation, pre_activation);
@@ -61,10 +63,11 @@ std::tuple<Tensor, Tensor> forward(Tensor x, List weight, List bias, List hidden
 }
 
 std::tuple<Tensor, List, List, List, List, List, List> backward(Tensor dy, Tensor y, Tensor hidden, List weight,
-                                                                List bias, List hidden_weight, List hidden_bias,
-                                                                List scale, List shift, std::string activation,
+                                                                OptionalList bias, OptionalList hidden_weight,
+                                                                OptionalList hidden_bias, OptionalList scale,
+                                                                OptionalList shift, std::string activation,
                                                                 bool pre_activation) {
-  const int64_t m = hidden_weight.empty() ? weight[0].size(1) : hidden_weight[0].size(1);
+  const int64_t m = (hidden_weight ? *hidden_weight : weight)[0].size(1);
   const auto groups =
       describe(y, m, weight, bias, hidden_weight, hidden_bias, scale, shift, activation, pre_activation);
   const DenseChain& chain = groups[0].chain;
@@ -122,7 +125,7 @@ std::tuple<Tensor, List, List, List, List, List, List> backward(Tensor dy, Tenso
         },
         stream);
   };
-  if (hidden_weight.empty()) {
+  if (!hidden_weight) {
     of_prefix(dweight, dz, false);
   } else {
     of_prefix(dhidden_weight, dz_hidden, true);

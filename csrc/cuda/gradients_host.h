@@ -11,16 +11,14 @@
 
 namespace fastnest::cuda {
 
-using List = std::vector<Tensor>;
-
 // Tensors like those of a list, each in as many parts, and where in packed sums the values of each part begin.
 struct Gradients {
   List tensors;
   std::vector<Target> targets;
   int64_t total = 0;
 
-  explicit Gradients(const List& like, int64_t parts = 1) {
-    for (const Tensor& one : like) {
+  explicit Gradients(const OptionalList& like, int64_t parts = 1) {
+    for (const Tensor& one : tensors_of(like)) {
       tensors.push_back(torch::stable::empty_like(one));
       const int64_t size = one.numel() / parts, bytes = size * (one.scalar_type() == ScalarType::Float ? 4 : 2);
       for (int64_t i = 0; i < parts; ++i, total += size)

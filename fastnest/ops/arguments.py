@@ -108,6 +108,11 @@ def as_list(op: str, name: str, tensors: Iterable[Tensor] | None, each: str) -> 
     return found
 
 
+def present(lists: Iterable[Sequence[Tensor]]) -> tuple[Sequence[Tensor] | None, ...]:
+    """Lists for an operator, which takes None where one is absent: what AOTInductor's runtime makes of an empty one."""
+    return tuple(tensors if len(tensors) else None for tensors in lists)
+
+
 def need_grad(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 

@@ -163,7 +163,7 @@ def dense_block2d(
         y, *statistics = autograd.DenseBlock2dFunction.apply(backend, eps, tuple(map(len, weights)), image, *flat)
         mean, var, *hidden = statistics
     else:
-        y, _, mean, var, z_mean, z_var = autograd.forward_kernels[backend](image, *weights, eps, False)
+        y, _, mean, var, z_mean, z_var = autograd.kernel_forward(backend, image, weights, eps, False)
         hidden = [*z_mean, *z_var]
     y = in_format_of(x, y)
     if not return_statistics:

@@ -8,12 +8,20 @@ from torch import Tensor
 
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import LEARNED, Statistics, Weights
-from .arguments import unflat
+from .arguments import present, unflat
 from .image import channels_last
 from .library import kernels
 
 forward_kernels = kernels("dense_block2d_forward", reference.dense_block2d_forward_fake)
 backward_kernels = kernels("dense_block2d_backward", reference.dense_block2d_backward_fake)
+
+
+def kernel_forward(
+    backend: str, x: Tensor, weights: Weights, eps: float, save: bool
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The kernels' (y, z, mean, var, z_mean, z_var)."""
+    y, z, mean, var, z_mean, z_var = forward_kernels[backend](x, *present(weights), eps, save)
+    return y, z, mean, var, z_mean, z_var
 
 
 def statistics_of(mean: Tensor, var: Tensor, hidden: Sequence[Tensor]) -> Statistics:
@@ -31,7 +39,7 @@ class DenseBlock2dFunction(torch.autograd.Function):
     def forward(
         ctx: Any, backend: str, eps: float, lengths: tuple[int, ...], x: Tensor, *flat: Tensor
     ) -> tuple[Tensor, ...]:
-        y, z, mean, var, z_mean, z_var = forward_kernels[backend](x, *unflat(Weights, flat, lengths), eps, True)
+        y, z, mean, var, z_mean, z_var = kernel_forward(backend, x, unflat(Weights, flat, lengths), eps, True)
         statistics = (mean, var, *z_mean, *z_var)
         ctx.mark_non_differentiable(*statistics)
         ctx.save_for_backward(y, *flat, *z, *statistics)
@@ -56,7 +64,7 @@ class DenseBlock2dFunction(torch.autograd.Function):
             training = not weights.norm1_mean
             used = _with_statistics(weights, statistics) if training else weights
             run, dy = backward_kernels[ctx.backend], channels_last("dy", dy)
-            dx, *gradients = run(dy, y, z, *used, ctx.eps, training)
+            dx, *gradients = run(dy, y, z, *present(used), ctx.eps, training)
         by_list = dict(zip(LEARNED, gradients, strict=True))
         nothing = {name: [None] * length for name, length in zip(Weights._fields, ctx.lengths, strict=True)}
         return None, None, None, dx, *(g for name, none in nothing.items() for g in by_list.get(name, none))

@@ -145,7 +145,7 @@ def dense_chain(
     weights = Weights(*([contiguous("a weight", t) for t in tensors] for tensors in weights))
     flat = [t for tensors in weights for t in tensors]
     if not need_grad((x, *flat)):
-        y, _ = autograd.forward_kernels[backend](x, *weights, activation, pre_activation, False)
+        y, _ = autograd.kernel_forward(backend, x, weights, activation, pre_activation, False)
     else:
         options = backend, activation, pre_activation, tuple(map(len, weights))
         y = autograd.DenseChainFunction.apply(*options, x, *flat)

@@ -7,11 +7,19 @@ from torch import Tensor
 
 from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
-from .arguments import rows, unflat
+from .arguments import present, rows, unflat
 from .library import kernels
 
 forward_kernels = kernels("dense_chain_forward", reference.dense_chain_forward_fake)
 backward_kernels = kernels("dense_chain_backward", reference.dense_chain_backward_fake)
+
+
+def kernel_forward(
+    backend: str, x: Tensor, weights: Weights, activation: str, pre_activation: bool, save: bool
+) -> tuple[Tensor, Tensor]:
+    """The kernels' (y, hidden)."""
+    y, hidden = forward_kernels[backend](x, *present(weights), activation, pre_activation, save)
+    return y, hidden
 
 
 class DenseChainFunction(torch.autograd.Function):
@@ -28,8 +36,7 @@ class DenseChainFunction(torch.autograd.Function):
         *flat: Tensor,
     ) -> Tensor:
         weights = unflat(Weights, flat, lengths)
-        y: Tensor
-        y, hidden = forward_kernels[backend](x, *weights, activation, pre_activation, True)
+        y, hidden = kernel_forward(backend, x, weights, activation, pre_activation, True)
         ctx.save_for_backward(y, hidden, *flat)
         ctx.backend, ctx.activation, ctx.pre_activation = backend, activation, pre_activation
         ctx.lengths, ctx.m = lengths, x.shape[1]
@@ -46,5 +53,5 @@ class DenseChainFunction(torch.autograd.Function):
                 dx, gradients = reference.dense_chain_backward(dy, y[:, : ctx.m], weights, *options)
         else:
             run, dy = backward_kernels[ctx.backend], rows("dy", dy)
-            dx, *gradients = run(dy, y, hidden, *weights, ctx.activation, ctx.pre_activation)
+            dx, *gradients = run(dy, y, hidden, *present(weights), ctx.activation, ctx.pre_activation)
         return None, None, None, None, dx, *(g for per_list in gradients for g in per_list)

@@ -1,12 +1,17 @@
 """The kernels as operators of torch: the compiled ones that fastnest._C registers, the Triton ones, defined here."""
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import _backend
+
+ABSENT_OR_LIST = Sequence[Tensor] | None
 
 _triton = torch.library.Library("fastnest_triton", "DEF")
 
@@ -22,20 +27,42 @@ def kernels(name: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]
         torch.library.register_fake(f"fastnest::{name}")(fake)
         found = dict.fromkeys(_backend.registered(name), getattr(torch.ops.fastnest, name).default)
     if _backend.TRITON_IS_INSTALLED:
-        _triton.define(name + torch.library.infer_schema(fake, mutates_args=()))
-        _triton.impl(name, _launcher(name), "CompositeExplicitAutograd")
+        _triton.define(name + schema(fake))
+        _triton.impl(name, _launcher(name, fake), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastnest_triton::{name}", fake, lib=_triton)
         found["triton"] = getattr(torch.ops.fastnest_triton, name).default
     return found
 
 
-def _launcher(name: str) -> Callable[..., Any]:
+def schema(fake: Callable[..., Any]) -> str:
+    """As torch.library.infer_schema says it, which does not know of lists that may be absent."""
+    signature = inspect.signature(fake)
+    optional = [name for name, one in signature.parameters.items() if one.annotation == ABSENT_OR_LIST]
+    known = [
+        one.replace(annotation=Sequence[Tensor]) if name in optional else one
+        for name, one in signature.parameters.items()
+    ]
+
+    def stand_in() -> None:
+        pass
+
+    stand_in.__signature__ = signature.replace(parameters=known)  # type: ignore[attr-defined]
+    found: str = torch.library.infer_schema(stand_in, mutates_args=())
+    for name in optional:
+        found = re.sub(rf"Tensor\[\] {name}\b", f"Tensor[]? {name}", found)
+    return found
+
+
+def _launcher(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls the function of that name in fastnest.kernels, which gets an empty list for an absent one."""
     op = name.removesuffix("_forward").removesuffix("_backward")
+    lists = [one.annotation == ABSENT_OR_LIST for one in inspect.signature(fake).parameters.values()]
 
     def launch(*arguments: Any) -> Any:
         function = getattr(import_module(f"fastnest.kernels.{op}"), name)
         tensor = next(argument for argument in arguments if argument is not None)
+        given = ([] if is_list and one is None else one for one, is_list in zip(arguments, lists, strict=True))
         with _backend.device_of(tensor):
-            return function(*arguments)
+            return function(*given)
 
     return launch

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..reference import basic_block2d, bottleneck2d
 from ..reference.residual_block2d import LEARNED, Weights, residual_block2d_backward
-from .arguments import unflat
+from .arguments import present, unflat
 from .image import channels_last
 from .library import kernels
 
@@ -95,7 +95,7 @@ def _kernel_backward(
 
 def _for_kernel(weights: Weights) -> tuple[Any, ...]:
     *lists, projection, projection_bias = weights
-    return *lists, *(one[0] if one else None for one in (projection, projection_bias))
+    return *present(lists), *(one[0] if one else None for one in (projection, projection_bias))
 
 
 def _biases_as(dtype: torch.dtype, weights: Weights) -> Weights:

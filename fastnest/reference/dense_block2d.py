@@ -103,17 +103,17 @@ def empty_image(x: Tensor, channels: int) -> Tensor:
 
 def dense_block2d_forward_fake(
     x: Tensor,
-    conv1: Sequence[Tensor],
+    conv1: Sequence[Tensor] | None,
     conv2: Sequence[Tensor],
     norm1_weight: Sequence[Tensor],
     norm1_bias: Sequence[Tensor],
-    norm1_mean: Sequence[Tensor],
-    norm1_var: Sequence[Tensor],
-    norm2_weight: Sequence[Tensor],
-    norm2_bias: Sequence[Tensor],
-    norm2_mean: Sequence[Tensor],
-    norm2_var: Sequence[Tensor],
-    dropout: Sequence[Tensor],
+    norm1_mean: Sequence[Tensor] | None,
+    norm1_var: Sequence[Tensor] | None,
+    norm2_weight: Sequence[Tensor] | None,
+    norm2_bias: Sequence[Tensor] | None,
+    norm2_mean: Sequence[Tensor] | None,
+    norm2_var: Sequence[Tensor] | None,
+    dropout: Sequence[Tensor] | None,
     eps: float,
     save: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor, list[Tensor], list[Tensor]]:
@@ -123,7 +123,7 @@ def dense_block2d_forward_fake(
     def vectors(sizes: Iterable[int]) -> list[Tensor]:
         return [x.new_empty(size, dtype=torch.float32) for size in sizes]
 
-    hidden = [w.shape[0] for w in conv1]
+    hidden = [w.shape[0] for w in conv1 or ()]
     mean, var = vectors([channels if batch else 0] * 2)
     z = [empty_image(x, size) for size in hidden] if save else []
     kept = hidden if batch else []
@@ -134,25 +134,25 @@ def dense_block2d_backward_fake(
     dy: Tensor,
     y: Tensor,
     z: Sequence[Tensor],
-    conv1: Sequence[Tensor],
+    conv1: Sequence[Tensor] | None,
     conv2: Sequence[Tensor],
     norm1_weight: Sequence[Tensor],
     norm1_bias: Sequence[Tensor],
-    norm1_mean: Sequence[Tensor],
-    norm1_var: Sequence[Tensor],
-    norm2_weight: Sequence[Tensor],
-    norm2_bias: Sequence[Tensor],
-    norm2_mean: Sequence[Tensor],
-    norm2_var: Sequence[Tensor],
-    dropout: Sequence[Tensor],
+    norm1_mean: Sequence[Tensor] | None,
+    norm1_var: Sequence[Tensor] | None,
+    norm2_weight: Sequence[Tensor] | None,
+    norm2_bias: Sequence[Tensor] | None,
+    norm2_mean: Sequence[Tensor] | None,
+    norm2_var: Sequence[Tensor] | None,
+    dropout: Sequence[Tensor] | None,
     eps: float,
     training: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile."""
     dx = empty_image(y, y.shape[1] - sum(w.shape[0] for w in conv2))
 
-    def like(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [t.new_empty(t.shape) for t in tensors]
+    def like(tensors: Sequence[Tensor] | None) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors or ()]
 
     norms = like(norm1_weight), like(norm1_bias), like(norm2_weight), like(norm2_bias)
     return dx, like(conv1), like(conv2), *norms

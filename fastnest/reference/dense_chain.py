@@ -132,11 +132,11 @@ def dense_chain_backward(
 def dense_chain_forward_fake(
     x: Tensor,
     weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    hidden_weight: Sequence[Tensor],
-    hidden_bias: Sequence[Tensor],
-    scale: Sequence[Tensor],
-    shift: Sequence[Tensor],
+    bias: Sequence[Tensor] | None,
+    hidden_weight: Sequence[Tensor] | None,
+    hidden_bias: Sequence[Tensor] | None,
+    scale: Sequence[Tensor] | None,
+    shift: Sequence[Tensor] | None,
     activation: str,
     pre_activation: bool,
     save: bool,
@@ -144,7 +144,7 @@ def dense_chain_forward_fake(
     """Shapes and dtypes of the kernels' (y, hidden), for torch.compile."""
     n, m = x.shape
     grown = sum(w.shape[0] for w in weight)
-    kept = sum(w.shape[0] for w in hidden_weight)
+    kept = sum(w.shape[0] for w in hidden_weight or ())
     if not pre_activation and activation not in IDEMPOTENT:
         kept += grown
     return x.new_empty(n, m + grown), x.new_empty(n, kept) if save else x.new_empty(0)
@@ -155,19 +155,19 @@ def dense_chain_backward_fake(
     y: Tensor,
     hidden: Tensor,
     weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    hidden_weight: Sequence[Tensor],
-    hidden_bias: Sequence[Tensor],
-    scale: Sequence[Tensor],
-    shift: Sequence[Tensor],
+    bias: Sequence[Tensor] | None,
+    hidden_weight: Sequence[Tensor] | None,
+    hidden_bias: Sequence[Tensor] | None,
+    scale: Sequence[Tensor] | None,
+    shift: Sequence[Tensor] | None,
     activation: str,
     pre_activation: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile."""
     m = y.shape[1] - sum(w.shape[0] for w in weight)
 
-    def like(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [t.new_empty(t.shape) for t in tensors]
+    def like(tensors: Sequence[Tensor] | None) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors or ()]
 
     lists = like(weight), like(bias), like(hidden_weight), like(hidden_bias), like(scale), like(shift)
     return y.new_empty(y.shape[0], m), *lists

@@ -112,11 +112,11 @@ def forward_fake(kind: Kind) -> Callable[..., Any]:
     def fake(
         x: Tensor,
         conv: Sequence[Tensor],
-        conv_bias: Sequence[Tensor],
-        norm_weight: Sequence[Tensor],
-        norm_bias: Sequence[Tensor],
-        norm_mean: Sequence[Tensor],
-        norm_var: Sequence[Tensor],
+        conv_bias: Sequence[Tensor] | None,
+        norm_weight: Sequence[Tensor] | None,
+        norm_bias: Sequence[Tensor] | None,
+        norm_mean: Sequence[Tensor] | None,
+        norm_var: Sequence[Tensor] | None,
         projection: Tensor | None,
         projection_bias: Tensor | None,
         stride: int,
@@ -144,11 +144,11 @@ def backward_fake(
     x: Tensor,
     hidden: Sequence[Tensor],
     conv: Sequence[Tensor],
-    conv_bias: Sequence[Tensor],
-    norm_weight: Sequence[Tensor],
-    norm_bias: Sequence[Tensor],
-    norm_mean: Sequence[Tensor],
-    norm_var: Sequence[Tensor],
+    conv_bias: Sequence[Tensor] | None,
+    norm_weight: Sequence[Tensor] | None,
+    norm_bias: Sequence[Tensor] | None,
+    norm_mean: Sequence[Tensor] | None,
+    norm_var: Sequence[Tensor] | None,
     projection: Tensor | None,
     projection_bias: Tensor | None,
     stride: int,
@@ -157,8 +157,8 @@ def backward_fake(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor]:
     """Shapes and dtypes of the kernels' gradients, for torch.compile."""
 
-    def like(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [t.new_empty(t.shape) for t in tensors]
+    def like(tensors: Sequence[Tensor] | None) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors or ()]
 
     dprojection = x.new_empty(0) if projection is None else x.new_empty(projection.shape)
     dprojection_bias = x.new_empty(0 if projection_bias is None else projection_bias.shape, dtype=torch.float32)

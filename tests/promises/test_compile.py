@@ -8,7 +8,6 @@ import torch
 from promises.every_op import every_op, gradients, images
 
 import fastnest
-from fastnest import functional
 from fastnest.testing import OPS
 
 needs_cpp = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built")
@@ -62,28 +61,16 @@ for one, y in zip(x, expected):
 """
 
 
-class Rows(torch.nn.Module):
-    """The ops without lists of tensors: AOTInductor of torch 2.13 hands None to an operator for an empty list."""
-
-    def __init__(self):
-        super().__init__()
-        self.chain = every_op().residual_chain
-
-    def forward(self, x):
-        mean, var = functional.batch_stats(x)
-        return self.chain((x - mean) * torch.rsqrt(var + 1e-3))
-
-
 @needs_cpp
 def test_aot_inductor(tmp_path):
     """Compiled ahead of time, then loaded and run by a process that has no Python of the model."""
-    generator = torch.Generator().manual_seed(0)
-    x, model = [torch.randn(n, 13, generator=generator) for n in (4, 7)], Rows().eval()
-    exported = torch.export.export(model, (x[0],), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))
-    assert of(exported.graph) == {"fastnest.batch_stats.default", "fastnest.residual_chain_forward.default"}
+    dynamic = ({0: torch.export.Dim("n", min=2, max=64)},)
+    exported = torch.export.export(every_op(), (images(4),), dynamic_shapes=dynamic)
+    assert of(exported.graph) == FORWARDS
     package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+    x = [images(4), images(7)]
     with torch.no_grad():
-        torch.save((x, [model(one) for one in x]), tmp_path / "given.pt")
+        torch.save((x, [every_op()(one) for one in x]), tmp_path / "given.pt")
     command = [sys.executable, "-c", LOADED, package, str(tmp_path / "given.pt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -51,7 +51,7 @@ void read_any(Reader& from, T& to) {
 }
 template <class T>
 void read_any(Reader& from, std::optional<T>& to) {
-  if (from.number<int64_t>() != 0) read(from, to.emplace());
+  if (from.number<int64_t>() != 0) read_any(from, to.emplace());
 }
 template <class T>
 void read_any(Reader& from, std::vector<T>& to) {
