@@ -73,8 +73,8 @@ std::tuple<Tensor, List, List, List, List, List, List> backward(Tensor dy, Tenso
   const DenseChain& chain = groups[0].chain;
   const Element element = chain.element;
   const auto type = y.scalar_type();
-  Gradients dweight(weight), dbias(bias), dhidden_weight(hidden_weight), dhidden_bias(hidden_bias), dscale(scale),
-      dshift(shift);
+  Gradients dweight(weight), dbias(tensors_of(bias)), dhidden_weight(tensors_of(hidden_weight)),
+      dhidden_bias(tensors_of(hidden_bias)), dscale(tensors_of(scale)), dshift(tensors_of(shift));
   Tensor dx = empty_like(y, {chain.n, m}, type);
   if (chain.n == 0) {
     for (Gradients* of : {&dweight, &dbias, &dhidden_weight, &dhidden_bias, &dscale, &dshift}) of->zero();

@@ -17,8 +17,8 @@ struct Gradients {
   std::vector<Target> targets;
   int64_t total = 0;
 
-  explicit Gradients(const OptionalList& like, int64_t parts = 1) {
-    for (const Tensor& one : tensors_of(like)) {
+  explicit Gradients(const List& like, int64_t parts = 1) {
+    for (const Tensor& one : like) {
       tensors.push_back(torch::stable::empty_like(one));
       const int64_t size = one.numel() / parts, bytes = size * (one.scalar_type() == ScalarType::Float ? 4 : 2);
       for (int64_t i = 0; i < parts; ++i, total += size)
