@@ -44,7 +44,8 @@ def assert_close(actual: Results, expected: Expected, dtype: torch.dtype, what: 
 
     That error is what the conditioning of the case makes of dtype's rounding, so the bound grows with sums and depth by
     itself. The ulp are for results that plain torch rounds without error. Nothing is forgiven of NaN and infinities,
-    which have to be where they are in float64 or (they differ for gelu of -inf) in plain torch.
+    which have to be where they are in float64 or (they differ for gelu of -inf) in plain torch. What is finite there is
+    compared even where plain torch has none: its bfloat16 products on CPUs with AMX carry NaN over to the row before.
 
     Args:
         actual: what is judged, in dtype, by name.
@@ -58,7 +59,7 @@ def assert_close(actual: Results, expected: Expected, dtype: torch.dtype, what: 
         assert values.dtype == expected.plain[name].dtype, f"{where}: dtype {values.dtype}"
         assert values.shape == exact.shape, f"{where}: expected shape {list(exact.shape)}"
         values = values.double()
-        finite = exact.isfinite() & values.isfinite() & plain.isfinite()
+        finite = exact.isfinite() & values.isfinite()
         same = finite | _identical(values, exact) | _identical(values, plain)
         assert same.all(), f"{where}: NaN or Inf differ at {(~same).nonzero()[:5].tolist()}"
         if not finite.any():
