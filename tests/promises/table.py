@@ -1,8 +1,10 @@
 """docs/promises.md as rows, and its last column: python tests/promises/table.py docs/promises.md runs what it names.
 
-Words behind the path choose tests whose names have one of them; the other rows stay as they are.
+Words behind the path choose tests whose names have one of them; --report FILE runs none, and takes the results from
+what pytest --junitxml=FILE wrote. Rows of which nothing was run stay as they are.
 """
 
+import argparse
 import os
 import platform
 import re
@@ -63,29 +65,38 @@ def outcomes(report: Path) -> dict[str, str]:
     return found
 
 
-def said(row: Row, found: dict[str, str]) -> str:
+def said(row: Row, found: dict[str, str]) -> str | None:
+    """The counts of a row's outcomes, None if none of its tests was run."""
     counts = Counter(outcome for test, outcome in found.items() if proves(row, test))
-    return ", ".join(f"{counts[kind]} {kind}" for kind in ("failed", "passed", "skipped") if counts[kind]) or "not run"
+    return ", ".join(f"{counts[kind]} {kind}" for kind in ("failed", "passed", "skipped") if counts[kind]) or None
 
 
-def main(path: Path, words: list[str]) -> int:
-    text = path.read_text()
-    names = sorted({row.test for row in rows(text) if any(word in row.test for word in words or [""])})
+def run(names: list[str]) -> dict[str, str]:
+    """The outcomes of the tests of these names."""
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *names]
-        status = subprocess.run(command, cwd=ROOT).returncode
-        found = outcomes(report)
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *names], cwd=ROOT)
+        return outcomes(report)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("path", type=Path)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    text = options.path.read_text()
+    chosen = [row for row in rows(text) if any(word in row.test for word in options.words or [""])]
+    found = outcomes(options.report) if options.report else run(sorted({row.test for row in chosen}))
 
     def filled(match: re.Match) -> str:
         row = Row(*(value.strip() for value in match.groups()))
-        result = said(row, found) if row.test in names else row.result
-        return f"| {row.promise} | `{row.test}` | {row.scope} | {result} |"
+        result = said(row, found) if row in chosen else None
+        return f"| {row.promise} | `{row.test}` | {row.scope} | {result or row.result} |"
 
-    text = MACHINE.sub(lambda _: machine(), ROW.sub(filled, text))
-    path.write_text(text)
-    return status
+    options.path.write_text(MACHINE.sub(lambda _: machine(), ROW.sub(filled, text)))
+    return int(not found or "failed" in found.values())
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main())

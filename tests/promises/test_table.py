@@ -44,4 +44,16 @@ def test_results_are_counted():
     row = ROWS[0]
     found = {row.test: "passed", f"{row.test}[more]": "failed", "another::test": "failed"}
     assert said(row, found) == "1 failed, 1 passed"
-    assert said(row, {}) == "not run"
+    assert said(row, {}) is None
+
+
+def test_results_of_a_run_are_filled_in(tmp_path):
+    """The row that was run, and no other."""
+    page, report = tmp_path / "promises.md", tmp_path / "report.xml"
+    page.write_text(TEXT)
+    at, _, name = ROWS[0].test.removesuffix(".py").partition(".py::")
+    case = f'<testcase classname="{at.replace("/", ".")}" name="{name}"><failure/></testcase>'
+    report.write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
+    command = [sys.executable, "tests/promises/table.py", page, "--report", report]
+    assert subprocess.run(command, cwd=ROOT).returncode == 1
+    assert rows(page.read_text()) == [ROWS[0]._replace(result="1 failed"), *ROWS[1:]]
