@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..nn import DenseBlock2d
 from ..nn.sizes import check_size
+from ..ops.arguments import check_flags
 from .image import CHANNELS_IN, entered, pooled
 
 
@@ -143,4 +144,5 @@ def densenest(arch: str, classes: int, *, head_norm_act: bool = True, drop_rate:
 
     Raises ValueError for an arch that is not among these.
     """
+    check_flags("densenest", head_norm_act=head_norm_act)
     return DenseNet(arch, classes, head_norm_act, drop_rate)

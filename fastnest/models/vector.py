@@ -10,6 +10,7 @@ from torch.types import Device
 from ..nn import DenseChain, DenseGrowth, Residual, ResidualChain
 from ..nn.evaluation import evaluating
 from ..nn.sizes import check_size, check_sizes
+from ..ops.arguments import check_flags
 
 
 class _ResidualBlocks(torch.nn.ModuleList):
@@ -142,6 +143,7 @@ class ResNEst(_ResidualModel):
     ):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_features, out_features, width, bottleneck, blocks, True, options, **factory)
+        check_flags("ResNEst", head_norm=head_norm)
         self.head_norm = torch.nn.BatchNorm1d(width, **factory) if head_norm else None
         self.head = _linear(width, out_features, **factory)
 

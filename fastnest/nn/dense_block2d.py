@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
+from ..ops.arguments import check_flags, check_number
 from .image import DenseLayer, run_dense_layers
 from .sizes import check_image, check_size
 
@@ -72,6 +73,8 @@ class DenseBlock2d(torch.nn.ModuleDict):
         super().__init__()
         for name, size in (("in_channels", in_channels), ("growth", growth), ("layers", layers), ("bn_size", bn_size)):
             check_size("DenseBlock2d", name, size)
+        check_flags("DenseBlock2d", bottleneck=bottleneck)
+        check_number("DenseBlock2d", "drop_rate", drop_rate)
         if not 0 <= drop_rate < 1:
             raise ValueError(f"DenseBlock2d: drop_rate must be at least 0 and less than 1, got {drop_rate}")
         self.in_channels, self.growth, self.drop_rate = in_channels, growth, drop_rate

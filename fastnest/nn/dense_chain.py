@@ -58,7 +58,7 @@ class DenseChain(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        check_options("DenseChain", activation, norm)
+        check_options("DenseChain", activation, norm, pre_activation=pre_activation, bias=bias)
         self.in_features = check_size("DenseChain", "in_features", in_features)
         self.blocks = check_size("DenseChain", "blocks", blocks)
         self.growth = check_sizes("DenseChain", "growth", growth, blocks)

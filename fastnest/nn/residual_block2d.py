@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.arguments import check_flags
 from ..reference.residual_block2d import Kind
 from .image import run_residual_block
-from .sizes import check_image, check_size
+from .sizes import check_image, check_norm, check_size
 
 
 class ResidualBlock2d(torch.nn.Module):
@@ -27,10 +28,10 @@ class ResidualBlock2d(torch.nn.Module):
         super().__init__()
         name = type(self).__name__
         if stride not in (1, 2):
-            raise ValueError(f"{name}: stride must be 1 or 2, got {stride}")
-        if norm not in (None, "batch"):
-            raise ValueError(f"{name}: norm must be None or 'batch', got {norm!r}")
+            raise ValueError(f"{name}: stride must be 1 or 2, got {stride!r}")
+        check_norm(name, norm)
         bias = norm is None if bias is None else bias
+        check_flags(name, bias=bias)
         self.in_channels, self.out_channels, self.stride = channels[0], channels[-1], stride
         steps = kind.strides(stride)
         for i, (c, o, kernel) in enumerate(zip(channels[:-1], channels[1:], kind.kernels, strict=True)):

@@ -57,7 +57,7 @@ class ResidualChain(torch.nn.Module):
         name = type(self).__name__
         m, k = check_size(name, "width", width), check_size(name, "bottleneck", bottleneck)
         l = check_size(name, "blocks", blocks)
-        check_options(name, activation, norm)
+        check_options(name, activation, norm, mid=mid, pre_activation=pre_activation, bias=bias, last_up=last_up)
         self.width, self.bottleneck, self.blocks, self.last_up = m, k, l, last_up
         self.activation, self.pre_activation, self.norm = activation, pre_activation, norm
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..reference.activation import ACTIVATIONS
+from ..ops.arguments import check_activation, check_flags
 
 
 def check_size(module: str, name: str, size: Any) -> int:
@@ -26,9 +26,14 @@ def check_sizes(module: str, name: str, sizes: int | Sequence[int], blocks: int)
     return [check_size(module, f"{name}[{i}]", size) for i, size in enumerate(sizes)]
 
 
-def check_options(module: str, activation: Any, norm: Any) -> None:
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(f"{module}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+def check_options(module: str, activation: Any, norm: Any, **flags: Any) -> None:
+    """What every chain is made with."""
+    check_activation(module, activation)
+    check_norm(module, norm)
+    check_flags(module, **flags)
+
+
+def check_norm(module: str, norm: Any) -> None:
     if norm not in (None, "batch"):
         raise ValueError(f"{module}: norm must be None or 'batch', got {norm!r}")
 

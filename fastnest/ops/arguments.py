@@ -32,6 +32,18 @@ def check_activation(op: str, activation: str) -> None:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
+def check_flags(op: str, **flags: bool) -> None:
+    """They are bools: a word for no is true, too."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{op}: {name} must be a bool, got {flag!r}")
+
+
+def check_number(op: str, name: str, number: float) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {number!r}")
+
+
 def misfit(x: Tensor, expected: Iterable[Wanted[Name]]) -> Wanted[Name] | None:
     """The first (name, tensor, shape) without that shape or x's dtype and device; an absent tensor (None) fits.
 

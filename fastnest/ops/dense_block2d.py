@@ -9,7 +9,7 @@ from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
-from .arguments import Wanted, as_list, autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, check_number, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
@@ -137,6 +137,8 @@ def dense_block2d(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
     """
     check_image(OP, x)
+    check_flags(OP, return_statistics=return_statistics)
+    check_number(OP, "eps", eps)
     norms = (norm1_weight, norm1_bias, norm1_mean, norm1_var, norm2_weight, norm2_bias, norm2_mean, norm2_var)
     given = zip(Weights._fields, (conv1, conv2, *norms, dropout), strict=True)
     weights = Weights(*(as_list(OP, *one, "with one tensor per layer") for one in given))

@@ -15,6 +15,7 @@ from .arguments import (
     autocast_dtype,
     cast,
     check_activation,
+    check_flags,
     check_rows,
     contiguous,
     misfit,
@@ -128,6 +129,7 @@ def dense_chain(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
     """
     check_rows(OP, x)
+    check_flags(OP, pre_activation=pre_activation)
     given = zip(Weights._fields, (weight, bias, hidden_weight, hidden_bias, scale, shift), strict=True)
     weights = Weights(*(as_list(OP, *one, "with one tensor per block") for one in given))
     dtype = autocast_dtype(x)

@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _backend
 from ..reference.residual_block2d import Statistics, Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
-from .arguments import Wanted, as_list, autocast_dtype, cast, need_grad, raise_misfit
+from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, check_number, need_grad, raise_misfit
 from .image import (
     channels_last,
     check_count,
@@ -45,7 +45,7 @@ def weights_of(
 def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
     """All arguments fit together; ValueError or TypeError names the first that does not."""
     if not isinstance(stride, int) or stride not in (1, 2):
-        raise ValueError(f"{op}: stride must be 1 or 2, got {stride}")
+        raise ValueError(f"{op}: stride must be 1 or 2, got {stride!r}")
     # `not`, as torch 2.11 compiles no bool() of a list.
     for name, needs, absent in (
         ("norm_bias", "norm_weight", not weights.norm_weight),
@@ -106,6 +106,8 @@ def residual_block2d(
     return_statistics: bool,
 ) -> Tensor | tuple[Tensor | Statistics | None, ...]:
     """The op of that name on arguments from `weights_of`: y, and what else was asked for in a tuple behind it."""
+    check_flags(op, return_features=return_features, return_statistics=return_statistics)
+    check_number(op, "eps", eps)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)

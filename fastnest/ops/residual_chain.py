@@ -13,6 +13,7 @@ from .arguments import (
     autocast_dtype,
     cast,
     check_activation,
+    check_flags,
     check_rows,
     contiguous,
     misfit,
@@ -130,6 +131,7 @@ def residual_chain(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
     """
     check_rows(OP, x)
+    check_flags(OP, pre_activation=pre_activation, return_features=return_features)
     inputs = Inputs(x, down, down_bias, mid, mid_bias, up, scale, shift)
     dtype = autocast_dtype(x)
     if dtype is not None:

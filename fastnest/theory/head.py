@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.arguments import check_flags, check_number
 from .batches import Batches
 from .convex import Minimum, Risk, minimise, minimise_squared
 from .loss import NAMED, loss_of
@@ -55,7 +56,9 @@ class Head:
         return F.linear(v.double(), self.weight, self.intercept)
 
 
-def _check_ridge(function: str, ridge: float) -> None:
+def _check_options(function: str, ridge: float, intercept: bool) -> None:
+    check_flags(function, intercept=intercept)
+    check_number(function, "ridge", ridge)
     if not ridge >= 0:
         raise ValueError(f"{function}: ridge must be at least 0, got {ridge}")
 
@@ -114,7 +117,7 @@ def linear_head(
 
     Raises ValueError or TypeError for arguments that do not fit, and for features or y with NaN or Inf.
     """
-    _check_ridge("linear_head", ridge)
+    _check_options("linear_head", ridge, intercept)
     batches = Batches("linear_head", features, y, progress)
     return _head(Samples(batches, _as_list, loss_of("linear_head", loss), classes, intercept), ridge)
 
@@ -137,7 +140,7 @@ def best_linear_predictor(
 
     Args: as `linear_head`, with inputs x [n, ...] (images are flattened) in place of features.
     """
-    _check_ridge("best_linear_predictor", ridge)
+    _check_options("best_linear_predictor", ridge, intercept)
     batches = Batches("best_linear_predictor", x, y, progress)
     chosen = loss_of("best_linear_predictor", loss)
     return _head(Samples(batches, _flat_rows, chosen, classes, intercept), ridge)
@@ -146,4 +149,6 @@ def best_linear_predictor(
 def _flat_rows(x: Tensor) -> list[Tensor]:
     if not isinstance(x, Tensor):
         raise TypeError(f"best_linear_predictor: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() < 2:
+        raise ValueError(f"best_linear_predictor: x must be [n, ...], got x {list(x.shape)}")
     return [x.flatten(1)]

@@ -97,7 +97,7 @@ def makers(draw):
 
 
 def check_module(made):
-    """A module is made, and trains on what it says that it takes, or the error names it or the argument."""
+    """An error names the module or the argument, or the module is made, and trains on what it says that it takes."""
     name, positional, keywords = made
     judge.begin(f"{name}(*{positional}, **{keywords})")
     module = judge.outcome(lambda: MODULES[name][0](*positional, **keywords), (name, *keywords))
@@ -105,10 +105,9 @@ def check_module(made):
         return
     assert sum(parameter.numel() for parameter in module.parameters()) < 2**30
     x = torch.randn(3, positional[0], *((4, 5) if name.endswith("2d") else ()))
-    y = judge.outcome(lambda: module(x), (name, *keywords))
-    if not isinstance(y, Exception):
-        assert y.shape[0] == 3
-        y.sum().backward()
+    y = module(x)
+    assert y.shape[0] == 3
+    y.sum().backward()
 
 
 CALLED = {

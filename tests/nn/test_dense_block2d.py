@@ -151,6 +151,8 @@ def test_bad_sizes(arguments, error, message):
         nn.DenseBlock2d(*arguments)
     with pytest.raises(ValueError, match="DenseBlock2d: drop_rate must be at least 0 and less than 1, got 1"):
         nn.DenseBlock2d(16, 12, 2, drop_rate=1)
+    with pytest.raises(TypeError, match="DenseBlock2d: drop_rate must be a number, got '0'"):
+        nn.DenseBlock2d(16, 12, 2, drop_rate="0")
 
 
 def test_bad_input():

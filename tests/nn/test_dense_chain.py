@@ -205,13 +205,14 @@ def test_growth_of_any_module():
         (TypeError, lambda: nn.DenseChain(10, "44", 2), "DenseChain: growth must be an int, got str"),
         (TypeError, lambda: nn.DenseChain(10, 4, 2, hidden=[4, 2.0]), "DenseChain: hidden[1] must be an int"),
         (ValueError, lambda: nn.DenseChain(10, 4, 3, activation="elu"), "DenseChain: activation must be one of"),
+        (TypeError, lambda: nn.DenseChain(10, 4, 3, bias=None), "DenseChain: bias must be a bool, got None"),
         (TypeError, lambda: nn.DenseGrowth(torch.sin, 3, 3), "DenseGrowth: Q must be a torch.nn.Module, got builtin"),
         (ValueError, lambda: nn.DenseGrowth(Square(), 3, 4)(torch.randn(5, 3)), "DenseGrowth: Q must return [5, 4]"),
         (ValueError, lambda: nn.DenseChain(10, 4, 3)(torch.randn(5, 9)),
          "dense_chain: weight[0] must be [4, 9] to match block 0, which reads 9 features, got weight[0] [4, 10]"),
         (ValueError, lambda: nn.DenseChain(10, 4, 3, norm="batch")(torch.randn(5, 9)), "DenseChain: x must be [n, 10]"),
     ],
-    ids=range(12),
+    ids=range(13),
 )  # fmt: skip
 def test_bad_input(error, make, message):
     with pytest.raises(error) as raised:

@@ -249,6 +249,7 @@ def test_residual_around_any_module():
         (TypeError, lambda: nn.ResidualChain(10, 4.0, 3), "ResidualChain: bottleneck must be an int, got float"),
         (ValueError, lambda: nn.ResidualChain(10, 4, 3, activation="elu"), "ResidualChain: activation must be one of"),
         (ValueError, lambda: nn.ResidualChain(10, 4, 3, norm="layer"), "ResidualChain: norm must be None or 'batch'"),
+        (TypeError, lambda: nn.ResidualChain(10, 4, 3, mid="no"), "ResidualChain: mid must be a bool, got 'no'"),
         (ValueError, lambda: nn.Bottleneck(10, 0), "Bottleneck: bottleneck must be at least 1, got 0"),
         (TypeError, lambda: nn.Residual(torch.sin, 3, 3), "Residual: G must be a torch.nn.Module, got builtin"),
         (ValueError, lambda: nn.Residual(Rotated(), 3, 4)(torch.randn(5, 3)), "Residual: G must return [5, 4]"),
@@ -256,7 +257,7 @@ def test_residual_around_any_module():
          "residual_chain: x must have 10 features to match down [3, 4, 10], got x [5, 9]"),
         (ValueError, lambda: nn.ResidualChain(10, 4, 3, norm="batch")(torch.randn(5, 9)), "ResidualChain: x must"),
     ],
-    ids=range(11),
+    ids=range(12),
 )  # fmt: skip
 def test_bad_input(error, make, message):
     with pytest.raises(error) as raised:

@@ -108,6 +108,7 @@ WRONG = [
     (ValueError, {"scale": [zeros(5), zeros(5)]}, "scale[1] must be [7] to match block 1, which reads 7 features"),
     (ValueError, {"shift": None}, "scale and shift go together, got scale alone"),
     (ValueError, {"scale": None}, "scale and shift go together, got shift alone"),
+    (TypeError, {"pre_activation": "no"}, "pre_activation must be a bool, got 'no'"),
     (ValueError, {"activation": "Relu"}, "activation must be one of relu, gelu, gelu_tanh, silu, tanh, leaky_relu"),
 ]  # fmt: skip
 

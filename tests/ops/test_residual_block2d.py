@@ -241,6 +241,10 @@ WRONG = [
     (ValueError, {"projection": None, "projection_bias": None},
      "projection must be given where the shape changes, got 5 to 6, stride 2"),
     (ValueError, {"stride": 3}, "stride must be 1 or 2, got 3"),
+    (ValueError, {"stride": "1"}, "stride must be 1 or 2, got '1'"),
+    (TypeError, {"eps": "relu"}, "eps must be a number, got 'relu'"),
+    (TypeError, {"return_features": "no"}, "return_features must be a bool, got 'no'"),
+    (TypeError, {"return_statistics": 1}, "return_statistics must be a bool, got 1"),
 ]  # fmt: skip
 
 

@@ -158,6 +158,8 @@ WRONG = [
     (ValueError, {"shift": zeros(3)}, "shift must be [3, 5] to match down [3, 4, 5], got shift [3]"),
     (ValueError, {"shift": None}, "scale and shift go together, got scale alone"),
     (ValueError, {"scale": None}, "scale and shift go together, got shift alone"),
+    (TypeError, {"pre_activation": "no"}, "pre_activation must be a bool, got 'no'"),
+    (TypeError, {"return_features": 1}, "return_features must be a bool, got 1"),
     (ValueError, {"activation": "swish"}, "activation must be one of relu, gelu, gelu_tanh, silu, tanh, leaky_relu"),
 ]
 

@@ -399,6 +399,9 @@ WRONG = [
     (ValueError, lambda: theory.linear_head(v, y * torch.inf), "linear_head: features and y must be finite, got NaN"),
     (ValueError, lambda: theory.linear_head(v * torch.nan, labels, loss="cross_entropy"),
      "linear_head: features and y must be finite, got NaN or Inf"),
+    (TypeError, lambda: theory.linear_head(v, y, ridge="1"), "linear_head: ridge must be a number, got '1'"),
+    (TypeError, lambda: theory.linear_head(v, y, intercept="no"), "linear_head: intercept must be a bool, got 'no'"),
+    (ValueError, lambda: theory.best_linear_predictor(v[:, 0], y[:, 0]), "best_linear_predictor: x must be [n, ..."),
     (ValueError, lambda: theory.best_linear_predictor(v, y, ridge=-1), "best_linear_predictor: ridge must be at"),
     (ValueError, lambda: theory.best_linear_predictor(v, y, loss="hinge"), "best_linear_predictor: loss must be"),
 ]  # fmt: skip
