@@ -11,7 +11,7 @@ from torch.types import Device
 from ..functional import dense_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
-from .sizes import check_dtype, check_features, check_options, check_rows, check_size, check_sizes
+from .sizes import check_features, check_kind, check_options, check_rows, check_size, check_sizes
 
 
 def _tensors(parameters: torch.nn.ParameterList | None) -> list[Tensor]:
@@ -133,7 +133,7 @@ class DenseChain(torch.nn.Module):
 
     def _with_batch_statistics(self, x: Tensor) -> Tensor:
         check_rows("DenseChain", x, self.in_features)
-        check_dtype("DenseChain", x, _tensors(self.weight)[0])
+        check_kind("DenseChain", x, _tensors(self.weight)[0])
 
         def activated(values: Tensor, norm: ChainNorm | None, i: int) -> Tensor:
             return activate(self.activation, values if norm is None else norm(values, i))

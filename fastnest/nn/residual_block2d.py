@@ -27,7 +27,7 @@ class ResidualBlock2d(torch.nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        if stride not in (1, 2):
+        if isinstance(stride, bool) or not isinstance(stride, int) or stride not in (1, 2):
             raise ValueError(f"{name}: stride must be 1 or 2, got {stride!r}")
         check_norm(name, norm)
         bias = norm is None if bias is None else bias

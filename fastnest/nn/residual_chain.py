@@ -10,7 +10,7 @@ from torch.types import Device
 from ..functional import residual_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
-from .sizes import check_dtype, check_features, check_options, check_rows, check_size
+from .sizes import check_features, check_kind, check_options, check_rows, check_size
 
 
 class ResidualChain(torch.nn.Module):
@@ -134,7 +134,7 @@ class ResidualChain(torch.nn.Module):
 
     def _with_batch_statistics(self, x: Tensor, return_features: bool) -> Tensor | tuple[Tensor, Tensor]:
         check_rows(type(self).__name__, x, self.width)
-        check_dtype(type(self).__name__, x, self.down)
+        check_kind(type(self).__name__, x, self.down)
         downs, ups = self.down.unbind(0), self.up.unbind(0)
         mids = None if self.mid is None else self.mid.unbind(0)
         features = []

@@ -9,11 +9,13 @@ from ..ops.arguments import check_activation, check_flags
 
 
 def check_size(module: str, name: str, size: Any) -> int:
-    """size as an int >= 1."""
+    """size as an int >= 1, which torch can count to."""
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"{module}: {name} must be an int, got {type(size).__name__}")
     if size < 1:
         raise ValueError(f"{module}: {name} must be at least 1, got {size}")
+    if size >= 2**63:
+        raise ValueError(f"{module}: {name} must be less than 2^63, got {size}")
     return size
 
 
@@ -46,8 +48,13 @@ def check_rows(module: str, x: Any, features: int) -> None:
         raise ValueError(f"{module}: x must be [n, {features}], got x {list(x.shape)}")
 
 
-def check_dtype(module: str, x: torch.Tensor, weight: torch.Tensor) -> None:
-    """Before any running statistics move: a linear map would refuse x of another dtype, unless autocast converts it."""
+def check_kind(module: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """Before any running statistics move, x has the device and dtype that a linear map would ask for.
+
+    Autocast converts another dtype.
+    """
+    if x.device != weight.device:
+        raise ValueError(f"{module}: x must be on {weight.device} as the weights are, got {x.device}")
     if x.dtype is not weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"{module}: x must be {weight.dtype} as the weights are, got {x.dtype}")
 

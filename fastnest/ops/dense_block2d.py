@@ -9,10 +9,10 @@ from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
-from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, check_number, need_grad, raise_misfit
+from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, need_grad, raise_misfit
 from .image import (
     channels_last,
-    check_count,
+    check_batch_norm,
     check_image,
     check_pixels,
     convolution_weights,
@@ -27,7 +27,7 @@ NORMS = Weights._fields[2:10]
 Expected = Wanted[tuple[str, int]]
 
 
-def check(x: Tensor, weights: Weights) -> None:
+def check(x: Tensor, weights: Weights, eps: float) -> None:
     """All arguments fit together; ValueError or TypeError names the first that does not."""
     l = len(weights.conv2)
     if l == 0:
@@ -47,8 +47,7 @@ def check(x: Tensor, weights: Weights) -> None:
     ):
         if (not getattr(weights, name)) != absent:
             raise ValueError(f"{OP}: {name} and {needs} go together, got {'' if absent else 'no '}{name}")
-    if not weights.norm1_mean:
-        check_count(OP, x)
+    check_batch_norm(OP, x, eps, batch=not weights.norm1_mean)
     for name in ("conv1", "conv2"):
         for i, weight in enumerate(getattr(weights, name)):
             if not isinstance(weight, Tensor):
@@ -138,7 +137,6 @@ def dense_block2d(
     """
     check_image(OP, x)
     check_flags(OP, return_statistics=return_statistics)
-    check_number(OP, "eps", eps)
     norms = (norm1_weight, norm1_bias, norm1_mean, norm1_var, norm2_weight, norm2_bias, norm2_mean, norm2_var)
     given = zip(Weights._fields, (conv1, conv2, *norms, dropout), strict=True)
     weights = Weights(*(as_list(OP, *one, "with one tensor per layer") for one in given))
@@ -148,7 +146,7 @@ def dense_block2d(
         casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
         weights = weights._replace(**casting)
     check_pixels(OP, x)
-    check(x, weights)
+    check(x, weights, eps)
     backend = _backend.choose(OP, x, triton_limit(x))
     if backend == "reference":
         y, statistics = reference.dense_block2d_forward(x, weights, eps)

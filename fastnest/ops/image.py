@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _backend
 from ..reference.batch_stats import wide_dtype
-from .arguments import DTYPES, Name, Wanted, misfit
+from .arguments import DTYPES, Name, Wanted, check_number, misfit
 
 MOST_PIXELS = 2**31 - 2**10  # on a GPU: less a tile
 
@@ -28,9 +28,13 @@ def check_pixels(op: str, x: Tensor) -> None:
         raise ValueError(f"{op}: x must have at least one pixel an image, got x {list(x.shape)}")
 
 
-def check_count(op: str, x: Tensor) -> None:
-    """Batch statistics need two values a channel (or none at all), as torch's batch norm has it."""
-    if x.numel() == x.shape[1]:
+def check_batch_norm(op: str, x: Tensor, eps: float, batch: bool) -> None:
+    """As torch's batch norm has it: a batch's own statistics need a positive eps and two values a channel (or none)."""
+    check_number(op, "eps", eps)
+    if eps < 0 or (batch and eps == 0):
+        least = "positive where the statistics are the batch's own" if batch else "at least 0"
+        raise ValueError(f"{op}: eps must be {least}, got {eps}")
+    if batch and x.numel() == x.shape[1]:
         raise ValueError(f"{op}: batch statistics need more than one value per channel, got x {list(x.shape)}")
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from .. import _backend
 from ..reference.residual_block2d import Statistics, Weights, residual_block2d_forward
 from . import residual_block2d_autograd as autograd
-from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, check_number, need_grad, raise_misfit
+from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, need_grad, raise_misfit
 from .image import (
     channels_last,
-    check_count,
+    check_batch_norm,
     check_pixels,
     convolution_weights,
     in_format_of,
@@ -42,9 +42,9 @@ def weights_of(
     return Weights(**lists)
 
 
-def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
+def check(op: str, x: Tensor, weights: Weights, stride: int, eps: float) -> None:
     """All arguments fit together; ValueError or TypeError names the first that does not."""
-    if not isinstance(stride, int) or stride not in (1, 2):
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride not in (1, 2):
         raise ValueError(f"{op}: stride must be 1 or 2, got {stride!r}")
     # `not`, as torch 2.11 compiles no bool() of a list.
     for name, needs, absent in (
@@ -67,8 +67,8 @@ def check(op: str, x: Tensor, weights: Weights, stride: int) -> None:
         raise_misfit(op, x, wrong, f"x {list(x.shape)} and conv {[list(weight.shape) for weight in weights.conv]}")
     if not weights.projection and (stride != 1 or out != c):
         raise ValueError(f"{op}: projection must be given where the shape changes, got {c} to {out}, stride {stride}")
+    check_batch_norm(op, x, eps, weights.batch)
     if weights.batch:
-        check_count(op, x)
         smallest = [x.shape[0], 1, *((size - 1) // stride + 1 for size in x.shape[2:])]
         if smallest[0] * smallest[2] * smallest[3] == 1:
             raise ValueError(f"{op}: batch statistics need more than one value per channel behind stride {stride} too")
@@ -107,13 +107,12 @@ def residual_block2d(
 ) -> Tensor | tuple[Tensor | Statistics | None, ...]:
     """The op of that name on arguments from `weights_of`: y, and what else was asked for in a tuple behind it."""
     check_flags(op, return_features=return_features, return_statistics=return_statistics)
-    check_number(op, "eps", eps)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
         weights = weights._replace(**{name: [cast(t, dtype) for t in getattr(weights, name)] for name in CONVOLUTIONS})
     check_pixels(op, x)
-    check(op, x, weights, stride)
+    check(op, x, weights, stride, eps)
     backend = _backend.choose(op, x, triton_limit(x))
     y: Tensor
     features: Tensor | None
