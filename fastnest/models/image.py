@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..nn.sizes import check_image
+from ..ops.image import check_pixels
 
 CHANNELS_IN = 3
 
@@ -11,6 +12,7 @@ CHANNELS_IN = 3
 def entered(model: str, x: Tensor) -> Tensor:
     """x as channels-last images, copied where it is not."""
     check_image(model, x, CHANNELS_IN)
+    check_pixels(model, x)
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -11,6 +11,8 @@ from ..ops.arguments import check_flags, check_number
 from .image import DenseLayer, run_dense_layers
 from .sizes import check_image, check_size
 
+MOST_WEIGHTS = 2**40
+
 
 class _DenseLayer(torch.nn.Module):
     """The parameters of one layer; `DenseBlock2d` computes with them."""
@@ -77,6 +79,11 @@ class DenseBlock2d(torch.nn.ModuleDict):
         check_number("DenseBlock2d", "drop_rate", drop_rate)
         if not 0 <= drop_rate < 1:
             raise ValueError(f"DenseBlock2d: drop_rate must be at least 0 and less than 1, got {drop_rate}")
+        read = layers * in_channels + growth * layers * (layers - 1) // 2
+        if growth * read > MOST_WEIGHTS:  # rather than layer after layer until the system ends the process
+            raise ValueError(
+                f"DenseBlock2d: layers must be fewer: {layers} would have more than {MOST_WEIGHTS} weights"
+            )
         self.in_channels, self.growth, self.drop_rate = in_channels, growth, drop_rate
         self.out_channels = in_channels + layers * growth
         self.process_group = process_group

@@ -47,11 +47,12 @@ class ChainNorm(torch.nn.Module):
 
     def forward(self, x: Tensor, i: int) -> Tensor:
         """x [n, sizes[i]] by the statistics of these rows, which move the running ones (training)."""
-        if i == 0:
-            self.num_batches_tracked.add_(1)
         begin, end = self.begins[i], self.begins[i + 1]
         weight, bias, mean, var = (t[begin:end] for t in (self.weight, self.bias, self.running_mean, self.running_var))
-        return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
+        y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
+        if i == 0:  # and torch has taken x
+            self.num_batches_tracked.add_(1)
+        return y
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """scale and shift [sum(sizes)] of y = scale * x + shift by the running statistics, at least in float32."""

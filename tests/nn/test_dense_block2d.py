@@ -144,6 +144,11 @@ def test_norms_have_to_agree():
         ((0, 12, 4), ValueError, "DenseBlock2d: in_channels must be at least 1, got 0"),
         ((16, 1.5, 4), TypeError, "DenseBlock2d: growth must be an int, got float"),
         ((16, 12, 0), ValueError, "DenseBlock2d: layers must be at least 1, got 0"),
+        (
+            (16, 12, 2**20),
+            ValueError,
+            "DenseBlock2d: layers must be fewer: 1048576 would have more than 1099511627776 ",
+        ),
     ],
 )
 def test_bad_sizes(arguments, error, message):
