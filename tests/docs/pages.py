@@ -18,7 +18,8 @@ class Block(NamedTuple):
 
 def pages() -> list[Path]:
     """Every page with examples, the README among them."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    others = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
+    return [*others, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[Block]:

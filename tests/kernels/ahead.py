@@ -300,8 +300,10 @@ def main(op: str, target: str, *words: str) -> int:
 
 if __name__ == "__main__":
     op, *words = sys.argv[1:]
+    if op not in ("all", *CALLS):
+        sys.exit(f"ahead.py: no calls of {op!r}, only of {', '.join(CALLS)}")
     named = [word for word in words if word in TARGETS]
-    if op in CALLS and len(named) == 1:
+    if op != "all" and len(named) == 1:
         # The kernels ask once, when they are imported, whether torch was built for AMD's parts.
         torch.version.hip = "6" if TARGETS[named[0]].target.backend == "hip" else None
         words.remove(named[0])

@@ -1,20 +1,26 @@
 """The operators of every backend have one signature, that of the fake."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastnest import _backend
 from fastnest.ops import library
-from fastnest.reference import basic_block2d, batch_stats, bottleneck2d, dense_block2d, dense_chain, residual_chain
+from fastnest.testing import OPS
 
+# By the names of their operators: an op's own, or its forward and backward.
 FAKES = {
-    f"{module.__name__.rpartition('.')[2]}_{direction}": module
-    for module in (residual_chain, dense_chain, dense_block2d, bottleneck2d, basic_block2d)
-    for direction in ("forward", "backward")
+    name.removesuffix("_fake"): value
+    for op in OPS
+    for name, value in vars(import_module(f"fastnest.reference.{op}")).items()
+    if name in (f"{op}_fake", f"{op}_forward_fake", f"{op}_backward_fake")
 }
-FAKES = {name: getattr(module, f"{name}_fake") for name, module in FAKES.items()}
-FAKES["batch_stats"] = batch_stats.batch_stats_fake
+
+
+def test_every_op_has_fakes():
+    assert {name.removesuffix("_forward").removesuffix("_backward") for name in FAKES} == {*OPS}
 
 
 @pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
