@@ -1,15 +1,14 @@
 """What checks of kernels share that are run on the CPU, step by step: the cases they can take, and what is asked."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from fastnest.testing import Case, Expected, Results, assert_close, expect, flops, run, sample_inputs
+from fastnest.testing import Case, Expected, Results, assert_close, expect, flops, run, sample_inputs, with_value
 
 # A second's work for about so many elements of x in rows, and multiply-adds of maps between images.
 MOST_ELEMENTS, MOST_FLOPS = 4_200, 8_000_000
-CONTIGUOUS = ("contiguous", "channels last")
 
 
 def cases(op: str) -> list[Case]:
@@ -39,21 +38,9 @@ def check(
     assert_close(results(backend), expected(results), dtype, repr(one))
 
 
-def same_bits(results: Iterable[Results], what: object) -> None:
-    first, *others = results
-    for other in others:
-        for name, value in first.items():
-            assert torch.equal(value, other[name]), f"{name} differs when repeated: {what!r}"
-
-
 def nan_and_infinity(op: str, check: Callable, more: Sequence[Case] = ()) -> None:
     """They come out where the definition has them, in the outputs and in every gradient; check(case, change)."""
-    dense = [one for one in light_cases(op) if one.sizes["n"] in (3, 49, 50) and one.layout in CONTIGUOUS]
+    dense = [one for one in light_cases(op) if one.sizes["n"] in (3, 49, 50) and one.is_contiguous]
     for value in (float("nan"), float("inf"), -float("inf")):
-
-        def change(leaves, gradients, value=value):
-            x = leaves["x"].movedim(1, -1)
-            x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
-
         for one in [*dense[::11], *more]:
-            check(one, change)
+            check(one, with_value(value))

@@ -4,7 +4,7 @@ from functools import partial
 
 from .case import Case
 from .chains import dense_chain_cases, residual_chain_cases, small_dense_chain_cases, small_residual_chain_cases
-from .comparison import ULPS, Expected, assert_close, expect
+from .comparison import ULPS, Expected, assert_close, assert_same_bits, expect
 from .cost import bytes_moved, flops, flops_of_maps
 from .guard import before_a_guard_page, behind_a_guard_page
 from .images import (
@@ -15,7 +15,7 @@ from .images import (
     small_dense_block2d_cases,
     small_residual_block2d_cases,
 )
-from .running import Call, Results, as_tuple, flat, instruction_set, kernel, kernels, prepare, run, unflat
+from .running import Call, Results, as_tuple, flat, instruction_set, kernel, kernels, prepare, run, unflat, with_value
 
 _CASES = {
     "residual_chain": (residual_chain_cases, small_residual_chain_cases),
@@ -48,6 +48,7 @@ __all__ = [
     "Results",
     "as_tuple",
     "assert_close",
+    "assert_same_bits",
     "before_a_guard_page",
     "behind_a_guard_page",
     "bytes_moved",
@@ -63,4 +64,5 @@ __all__ = [
     "sample_inputs",
     "small_inputs",
     "unflat",
+    "with_value",
 ]

@@ -44,6 +44,11 @@ class Case:
         return {name: shape for name, shape in SHAPES[self.op](self).items() if name not in self.absent}
 
     @property
+    def is_contiguous(self) -> bool:
+        """Whether x lies as a kernel reads it."""
+        return self.layout in ("contiguous", "channels last")
+
+    @property
     def x_shape(self) -> tuple[int, ...]:
         shape: tuple[int, ...] = tuple(SHAPES[self.op](self)["x"])
         return shape

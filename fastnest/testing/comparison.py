@@ -74,5 +74,12 @@ def assert_close(actual: Results, expected: Expected, dtype: torch.dtype, what: 
         )
 
 
+def assert_same_bits(actual: Results, expected: Results, what: object) -> None:
+    """All results are equal, and none is NaN; `what` names them in the message."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), f"{name} differs: {what}"
+
+
 def _identical(values: Tensor, others: Tensor) -> Tensor:
     return (values == others) | (values.isnan() & others.isnan())

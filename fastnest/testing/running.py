@@ -82,6 +82,16 @@ class Call:
         return results | {f"d{leaf}": gradient for leaf, gradient in zip(learned, gradients, strict=True)}
 
 
+def with_value(value: float) -> Callable[[Results, list[Tensor]], None]:
+    """A change for `run` and `prepare`: x[1, -1] and x[-1, 0] are value, of images in the last and first pixel."""
+
+    def change(leaves: Results, gradients: list[Tensor]) -> None:
+        x = leaves["x"].movedim(1, -1)
+        x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
+
+    return change
+
+
 def prepare(
     case: Case,
     name: str,

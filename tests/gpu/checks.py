@@ -21,11 +21,13 @@ from fastnest.testing import (
     OPS,
     Case,
     assert_close,
+    assert_same_bits,
     expect,
     prepare,
     run,
     sample_inputs,
     small_inputs,
+    with_value,
 )
 
 DTYPES = ("float32", "bfloat16", "float16", "tf32")
@@ -85,8 +87,7 @@ class Check:
 
     def few(self, count: int) -> list[Case]:
         """Some contiguous ones with something to compute, from all over the list."""
-        plain = ("contiguous", "channels last")
-        dense = [one for one in sample_inputs(self.op) if one.sizes["n"] and one.layout in plain]
+        dense = [one for one in sample_inputs(self.op) if one.sizes["n"] and one.is_contiguous]
         return dense[:: -(-len(dense) // count)]
 
 
@@ -100,12 +101,7 @@ def nan_and_infinity(check: Check) -> Checked:
 
     def one_value(one: Case) -> None:
         for value in (float("nan"), float("inf"), -float("inf")):
-
-            def change(leaves, gradients, value=value):
-                x = leaves["x"].movedim(1, -1)
-                x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
-
-            check.compare(one, change)
+            check.compare(one, with_value(value))
 
     return check.each([one for one in check.few(8) if one.sizes["n"] > 1], one_value)
 
@@ -117,7 +113,7 @@ def repeats(check: Check) -> Checked:
         call = check.prepare(one)
         first = call.step()
         for i in range(1, REPEATS):
-            _same_bits(call.step(), first, f"repeat {i} of {one!r}")
+            assert_same_bits(call.step(), first, f"repeat {i} of {one!r}")
 
     largest = sorted(sample_inputs(check.op), key=lambda one: one.sizes["n"])[-1:]
     return check.each([*largest, *check.few(4)], repeated)
@@ -136,7 +132,7 @@ def graphs(check: Check) -> Checked:
                         tensor.mul_(factor)
                 replay()
                 replayed = {name: value.clone() for name, value in results.items()}
-                _same_bits(replayed, step(), f"replay of {one!r}")
+                assert_same_bits(replayed, step(), f"replay of {one!r}")
 
     return check.each(check.few(4), captured)
 
@@ -168,7 +164,7 @@ def streams(check: Check) -> Checked:
         check.device.synchronize()
         for expected, results in zip(alone, found, strict=True):
             for actual in results:
-                _same_bits(actual, expected, f"on a stream of its own {one!r}")
+                assert_same_bits(actual, expected, f"on a stream of its own {one!r}")
 
     return check.each(check.few(3), overlapped)
 
@@ -284,12 +280,6 @@ def smallest(check: Check) -> Checked:
         assert all(value.isfinite().all() for value in results.values()), f"not finite: {one!r}"
 
     return check.each(small_inputs(check.op)[:1], stepped)
-
-
-def _same_bits(actual: dict, expected: dict, what: str) -> None:
-    for name, value in expected.items():
-        # NaN differs from itself, and the samples have none.
-        assert torch.equal(actual[name], value), f"{name} differs: {what}"
 
 
 CHECKS = {

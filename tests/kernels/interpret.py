@@ -10,11 +10,11 @@ import interpreter  # noqa: F401  corrects bfloat16 before the kernels are impor
 import kernel_checks
 import pytest
 import torch
-from kernel_checks import CONTIGUOUS, cases, light_cases
+from kernel_checks import cases, light_cases
 
 import fastnest
 from fastnest.kernels import launch
-from fastnest.testing import as_tuple, before_a_guard_page, flat, kernel, run, small_inputs
+from fastnest.testing import as_tuple, assert_same_bits, before_a_guard_page, flat, kernel, run, small_inputs
 
 check = partial(kernel_checks.check, "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,7 +30,8 @@ def outputs_and_gradients(op: str, dtype: torch.dtype) -> None:
 def repeats(op: str, dtype: torch.dtype) -> None:
     """The same bits every time."""
     for one in light_cases(op)[5::29]:
-        kernel_checks.same_bits((run(one, "triton", dtype=dtype) for _ in range(2)), one)
+        first, second = (run(one, "triton", dtype=dtype) for _ in range(2))
+        assert_same_bits(second, first, repr(one))
 
 
 def tuned(op: str, dtype: torch.dtype) -> None:
@@ -65,7 +66,7 @@ def guard_pages(op: str, dtype: torch.dtype) -> None:
             leaves[name] = before_a_guard_page(leaf.detach()).requires_grad_(leaf.requires_grad)
         gradients[:] = map(before_a_guard_page, gradients)
 
-    for one in [one for one in light_cases(op) if one.layout in CONTIGUOUS][::16]:
+    for one in [one for one in light_cases(op) if one.is_contiguous][::16]:
         check(one, dtype, change)
 
 

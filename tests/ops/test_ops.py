@@ -14,6 +14,7 @@ from fastnest.testing import (
     OPS,
     as_tuple,
     assert_close,
+    assert_same_bits,
     bytes_moved,
     expect,
     flat,
@@ -24,6 +25,7 @@ from fastnest.testing import (
     sample_inputs,
     small_inputs,
     unflat,
+    with_value,
 )
 
 KERNELS = kernels()
@@ -85,8 +87,7 @@ def test_threads_and_repeats(op, dtype, two_threads):
                 torch.set_num_threads(threads)
                 what = f"{name}, {threads} threads: {one!r}"
                 first, second = run(one, name, dtype=dtype), run(one, name, dtype=dtype)
-                for key, value in first.items():
-                    assert torch.equal(value, second[key]), f"{key} {dtype} differs when repeated by {what}"
+                assert_same_bits(second, first, what)
                 assert_close(first, expected, dtype, what)
 
 
@@ -125,15 +126,10 @@ def has_an_inner_pixel(one):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity(op, value, two_threads):
     """They come out where the definition has them, in the outputs and in every gradient."""
-
-    def change(leaves, gradients):
-        x = leaves["x"].movedim(1, -1)
-        x[(1, *[-1] * (x.dim() - 1))] = x[(-1, *[0] * (x.dim() - 1))] = value
-
     for one in sample_inputs(op):
-        if one.sizes["n"] in (3, 49, 50) and one.layout in ("contiguous", "channels last"):
+        if one.sizes["n"] in (3, 49, 50) and one.is_contiguous:
             what = f"{one!r} with x[1, -1] = x[-1, 0] = {value}"
-            check_kernels(partial(run, one, dtype=torch.float32, change=change), torch.float32, what)
+            check_kernels(partial(run, one, dtype=torch.float32, change=with_value(value)), torch.float32, what)
 
 
 @every_op

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnest import _backend
 from fastnest._backend import Room
-from fastnest.testing import Case, Expected, expect, run
+from fastnest.testing import Case, Expected, assert_same_bits, expect, run
 
 BACKEND = "cpp"
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
@@ -215,7 +215,7 @@ def repeats(kernels: Kernels) -> None:
 
     for one in light_cases(kernels.op)[5::29]:
         for device in (H100, SMALL_H100):
-            kernel_checks.same_bits((in_order(one, device, last) for last in (False, True)), one)
+            assert_same_bits(in_order(one, device, True), in_order(one, device, False), repr(one))
 
 
 def launches(kernels: Kernels) -> None:
