@@ -28,5 +28,10 @@ def finish(*processes: subprocess.Popen, timeout: float = 240) -> list[str]:
     return [out for out, _ in said]
 
 
+def run_both(code: str, *words: object, timeout: float = 240) -> list[str]:
+    """Two processes that wait for one another, each with its rank as the last word."""
+    return finish(*(start(code, *words, rank) for rank in (0, 1)), timeout=timeout)
+
+
 def run(code: str, *words: object, timeout: float = 240) -> str:
     return finish(start(code, *words), timeout=timeout)[0]

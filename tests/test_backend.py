@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from marks import needs_cpp
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastnest
@@ -16,7 +17,6 @@ from fastnest.reference.residual_chain import Inputs
 
 # Those that take the CPU tensors of these tests.
 AVAILABLE = [name for name in ("reference", "cpp") if fastnest.backends()[name] == "available"]
-needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
 
 
 def call(dtype=torch.float32, **options):

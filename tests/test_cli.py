@@ -7,6 +7,7 @@ import sys
 import numpy
 import pytest
 import torch
+from marks import needs_cpp
 
 import fastnest
 from fastnest import _backend, _optional, cli
@@ -27,7 +28,7 @@ def test_info_names_backends_and_kernels(capsys):
     assert ("(in use)" in said) == CPP
 
 
-@pytest.mark.skipif(not CPP, reason="the C++ kernels are not built")
+@needs_cpp
 @pytest.mark.parametrize(
     ("cuda", "said"),
     [

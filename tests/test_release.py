@@ -10,6 +10,7 @@ from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from marks import needs_cpp
 from packaging.requirements import Requirement
 from sources import ROOT, copied, python
 
@@ -128,7 +129,7 @@ def test_command_line(clean, tmp_path):
     assert 'pip install "fastnest-torch[demo]"' in done.stderr
 
 
-@pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
+@needs_cpp
 def test_compiled_kernels_need_nothing_more(clean, tmp_path):
     """The binary that is built here, beside the wheel's files, runs with torch alone."""
     installed = next(clean.parents[1].glob("lib/python*/site-packages/fastnest"))

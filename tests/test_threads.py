@@ -2,13 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
+from marks import needs_cpp
 
-import fastnest
 from fastnest import functional
 
-pytestmark = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built")
+pytestmark = needs_cpp
 
 
 def step(n: int) -> list[torch.Tensor]:

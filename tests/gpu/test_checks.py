@@ -7,6 +7,7 @@ import pytest
 import torch
 from gpu import checks
 from gpu.stand_in import StandIn
+from marks import needs_cpp
 
 import fastnest
 from fastnest.testing import OPS, Call
@@ -76,7 +77,7 @@ def broken(monkeypatch, change):
     monkeypatch.setattr(Call, "step", lambda call: change(call, step(call)))
 
 
-@pytest.mark.skipif(not CPP, reason="the C++ kernels are not built")
+@needs_cpp
 @pytest.mark.parametrize("name", ["outputs_and_gradients", "nan_and_infinity", "large"])
 def test_a_wrong_gradient_is_found(name, monkeypatch):
     def change(call, results):

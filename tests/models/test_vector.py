@@ -3,12 +3,12 @@ import pickle
 
 import pytest
 import torch
+from marks import best_kernel
 from torch.nn import functional as F
 
 from fastnest import models, nn
-from fastnest.testing import kernel, kernels
+from fastnest.testing import kernel
 
-BEST = ["reference", *kernels()[:1]]
 KINDS = [
     (models.ResNEst, {"width": 12, "bottleneck": 4, "blocks": 3}),
     (models.ResNEst, {"width": 12, "bottleneck": 4, "blocks": 3, "head_norm": True, "mid": True}),
@@ -34,7 +34,7 @@ def linear_in_features(model, x):
 
 
 @every_kind
-@pytest.mark.parametrize("name", BEST)
+@best_kernel
 def test_output_is_linear_in_the_features(model, options, name):
     """y = W_{L+1} sum_i W_i v_i (1), y = sum_i H_i v_i (6), y = W_{L+1} [v_0, ..., v_L] (9)."""
     torch.manual_seed(0)

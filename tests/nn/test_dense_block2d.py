@@ -5,14 +5,13 @@ import pickle
 
 import pytest
 import torch
+from marks import best_kernel
 from torch.nn import functional as F
 
 import fastnest
 from fastnest import nn
-from fastnest.testing import kernel, kernels
+from fastnest.testing import kernel
 
-BEST = ["reference", *kernels()[:1]]
-best_kernel = pytest.mark.parametrize("name", BEST)
 either = pytest.mark.parametrize("bottleneck", [True, False])
 
 

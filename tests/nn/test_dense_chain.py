@@ -3,12 +3,14 @@ import pickle
 
 import pytest
 import torch
+from marks import best_kernel
+from nn.norms import with_random_norms
 from torch.nn import functional as F
 
 from fastnest import nn
 from fastnest.functional import dense_chain
 from fastnest.reference.activation import ACTIVATIONS, activate
-from fastnest.testing import kernel, kernels
+from fastnest.testing import kernel
 
 KINDS = [{"hidden": hidden, "pre_activation": pre} for hidden in (None, [4, 6, 3]) for pre in (False, True)]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -46,16 +48,8 @@ class BlockByBlock(torch.nn.Module):
         return x
 
 
-def with_random_norms(chain):
-    """Batch norms as after some training, so that folding them wrongly shows."""
-    for name, tensor in [*chain.named_parameters(), *chain.named_buffers()]:
-        if "norm" in name and tensor.is_floating_point():
-            tensor.data = torch.rand_like(tensor) + 0.5
-    return chain
-
-
 @every_kind
-@pytest.mark.parametrize("name", ["reference", *kernels()[:1]])
+@best_kernel
 def test_is_the_op_on_its_parameters(kind, name):
     chain, x = nn.DenseChain(10, GROWTH, 3, activation="silu", **kind), torch.randn(6, 10)
     arguments = {"bias": chain.bias, "hidden_weight": chain.hidden_weight, "hidden_bias": chain.hidden_bias}
@@ -83,7 +77,7 @@ def test_batch_norm_in_training_is_torchs(kind):
 
 
 @every_kind
-@pytest.mark.parametrize("name", ["reference", *kernels()[:1]])
+@best_kernel
 def test_batch_norm_in_evaluation_is_folded_into_the_op(kind, name):
     torch.manual_seed(0)
     chain = with_random_norms(nn.DenseChain(10, GROWTH, 3, norm="batch", activation="silu", **kind)).eval()

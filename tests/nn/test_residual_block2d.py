@@ -5,13 +5,13 @@ import pickle
 
 import pytest
 import torch
+from marks import best_kernel
 from torch.nn import functional as F
 
 from fastnest import nn
 from fastnest.nn.image import run_residual_block
-from fastnest.testing import kernel, kernels
+from fastnest.testing import kernel
 
-best_kernel = pytest.mark.parametrize("name", ["reference", *kernels()[:1]])
 BLOCKS = {
     "bottleneck": lambda **options: nn.Bottleneck2d(16, 8, **options),
     "bottleneck, projected": lambda **options: nn.Bottleneck2d(16, 8, 24, stride=2, **options),

@@ -1,10 +1,8 @@
 """DenseBlock2d with batch statistics shared by two processes: the same numbers as one process with the whole batch."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from children import run_both
 
 from fastnest import nn
 
@@ -44,12 +42,7 @@ def test_two_processes_are_one(bottleneck, tmp_path):
     )
     given = {"sizes": sizes, "state": block.state_dict(), "x": x.detach(), "dy": dy}
     torch.save(given, tmp_path / "given.pt")
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(rank)], stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+    run_both(WORKER, tmp_path)
 
     y = block(x)
     y.backward(dy)

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from marks import needs_cpp
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastnest import _backend
@@ -23,7 +24,7 @@ def test_every_op_has_fakes():
     assert {name.removesuffix("_forward").removesuffix("_backward") for name in FAKES} == {*OPS}
 
 
-@pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
+@needs_cpp
 @pytest.mark.parametrize("name", FAKES)
 def test_schemas_are_those_of_the_compiled_operators(name):
     compiled = getattr(torch.ops.fastnest, name).default._schema

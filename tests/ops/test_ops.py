@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from marks import best_kernel
 from torch._dynamo.backends.common import aot_autograd
 
 import fastnest
@@ -33,12 +34,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SMALL = [one for op in OPS for one in small_inputs(op)]
 # One of each op is enough where the machinery around the op is tested, and the best kernel.
 ONE_EACH = [small_inputs(op)[0] for op in OPS]
-BEST = ["reference", *KERNELS[:1]]
 
 every_op = pytest.mark.parametrize("op", OPS)
 every_kernel = pytest.mark.parametrize("name", KERNELS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-best_kernel = pytest.mark.parametrize("name", BEST)
 one_each = pytest.mark.parametrize("one", ONE_EACH, ids=str)
 # Those with weights.
 each_map = pytest.mark.parametrize("one", [one for one in ONE_EACH if one.op != "batch_stats"], ids=str)

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from marks import needs_cpp
 from torch.nn import functional as F
 
 from fastnest import _backend, functional
@@ -17,7 +18,6 @@ FIRST = [small_inputs(op)[0] for op in OPS]  # batch statistics, no biases, x ad
 BEST = kernels()[:1]
 either_op = pytest.mark.parametrize("op", OPS)
 best_kernel = pytest.mark.parametrize("name", ["reference", *BEST])
-needs_cpp = pytest.mark.skipif(not _backend.CPP_IS_BUILT, reason="the C++ kernels are not built")
 
 
 def plain_block(op, tensors, stride, **_):

@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
+from marks import needs_cpp
 from promises.every_op import every_op, gradients, images
 
-import fastnest
 from fastnest.testing import OPS
 
-needs_cpp = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built")
 FORWARDS = {f"fastnest.{op}{'' if op == 'batch_stats' else '_forward'}.default" for op in OPS}
 
 

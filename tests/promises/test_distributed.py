@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from children import finish, start
+from children import run_both
 from promises.every_op import every_op, images
 from torch.nn import functional as F
 
@@ -75,7 +75,7 @@ def train(model, share):
 def folder(tmp_path_factory):
     """Where two processes left what they ended with, in every mode."""
     path = tmp_path_factory.mktemp("processes")
-    finish(*(start(WORKER, path, rank) for rank in (0, 1)))
+    run_both(WORKER, path)
     return path
 
 

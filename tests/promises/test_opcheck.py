@@ -4,14 +4,14 @@ from collections import defaultdict
 
 import pytest
 import torch
+from marks import needs_cpp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-import fastnest
 from fastnest.reference.activation import IDEMPOTENT
 from fastnest.testing import OPS, as_tuple, flat, small_inputs, unflat
 
-pytestmark = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built")
+pytestmark = needs_cpp
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 

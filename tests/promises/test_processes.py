@@ -7,13 +7,12 @@ import time
 import children
 import pytest
 import torch
+from marks import needs_cpp
 from promises.every_op import every_op, images
-
-import fastnest
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's forks and limits"),
-    pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built"),
+    needs_cpp,
 ]
 
 FORKED = """

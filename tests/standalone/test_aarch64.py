@@ -4,16 +4,16 @@ import shutil
 
 import pytest
 import torch
+from marks import needs_cpp
 from standalone.executable import ROOT, Elsewhere, build, check
 
-import fastnest
 from fastnest.testing import OPS, sample_inputs
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 MISSING = [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} (Debian: g++-aarch64-linux-gnu qemu-user)"),
-    pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built"),
+    needs_cpp,
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 import torch
+from marks import needs_cpp
 from standalone.executable import ROOT, Elsewhere, build
 
-import fastnest
 from fastnest import _backend
 from fastnest.testing import OPS, run, sample_inputs
 
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COMPILER = shutil.which("g++")
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="needs g++"),
-    pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="the C++ kernels are not built"),
+    needs_cpp,
 ]
 # The two ends of the list compile in half of the time; the widest vectors reach farthest beyond an end.
 ENDS = ("avx512_bf16", "portable") if platform.machine() == "x86_64" else ("portable",)

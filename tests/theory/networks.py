@@ -194,3 +194,8 @@ def critical(problem: Problem, keep: list[int]) -> models.ResNEst:
     left = (F @ others).T  # what x_L has to be orthogonal to
     W_L = W_L - (torch.linalg.pinv(left @ V) @ left @ (X + V @ W_L.T)).T
     return with_prediction(model, W_L, Q @ B_x.T)
+
+
+def huber(outputs: Tensor, y: Tensor) -> Tensor:
+    """A convex loss that has no name."""
+    return torch.nn.functional.huber_loss(outputs, y)

@@ -5,7 +5,7 @@ import pytest
 import scipy
 import torch
 from sklearn import linear_model
-from theory.networks import EXACT, dataset, datasets, random_data
+from theory.networks import EXACT, dataset, datasets, huber, random_data
 from torch.nn import functional as F
 
 from fastnest import theory
@@ -39,10 +39,6 @@ def objective_gradient(head, v, y, mean, ridge: float) -> torch.Tensor:
 
 def squared(outputs, y):
     return (outputs - y).square().sum(1).mean()
-
-
-def huber(outputs, y):
-    return F.huber_loss(outputs, y)
 
 
 def binary(outputs, y):

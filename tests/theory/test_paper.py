@@ -27,6 +27,7 @@ from theory.networks import (
     dataset,
     dense_hessian,
     first_blocks,
+    huber,
     least_risk,
     linear_maps,
     over,
@@ -209,10 +210,6 @@ def test_theorem_1_where_descent_ends(case):
     least = least_risk(model.features(x), y)
     assert above <= 1e-6 * least  # the solver did arrive
     assert least * (1 - EXACT) <= found.risk <= least * (1 + EXACT) + above
-
-
-def huber(outputs, y):
-    return torch.nn.functional.huber_loss(outputs, y)
 
 
 @pytest.mark.parametrize("loss", [huber, "cross_entropy"])

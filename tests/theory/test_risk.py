@@ -18,6 +18,7 @@ from theory.networks import (
     Shape,
     before_last,
     build,
+    huber,
     least_risk,
     over,
     prediction_risk,
@@ -37,9 +38,6 @@ def test_empirical_risk(case):
     with torch.no_grad():
         outputs = model(x)
     labels = y.argmax(1)
-
-    def huber(outputs, y):
-        return F.huber_loss(outputs, y)
 
     expected = {
         ("squared", y): (outputs - y).square().sum(1).mean(),

@@ -10,18 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from theory.networks import RANDOM_WIDE, Random, Shape, build
+from children import run_both
+from theory.networks import RANDOM_WIDE, Random, Shape, build, huber
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastnest import models, theory
 
 CASE = Random(Shape(4, 3, 5, 2, 2))  # narrow: not every tool then says 0
-
-
-def huber(outputs, y):
-    return F.huber_loss(outputs, y)
-
 
 # Every tool that reads data, as a function of a model and data (x, y) or batches.
 ONE_PASS: dict[str, Callable] = {
@@ -366,21 +362,6 @@ def of_all_tools(rank: int | None) -> dict[str, dict[str, float]]:
     head = theory.linear_head(*share(rank, apart, y[order], tensors=True), loss="cross_entropy")
     found["separable"] = {"attained": float(head.attained), "infimum": head.infimum}
     return found
-
-
-def run_both(worker: str, folder: Path) -> list[str]:
-    """Two processes; what they wrote to stderr."""
-    path = os.pathsep.join([str(Path(models.__file__).parents[2]), str(Path(__file__).parents[1])])
-    command = [sys.executable, "-c", worker, str(folder)]
-    options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONPATH": path}}
-    workers = [subprocess.Popen([*command, str(rank)], **options) for rank in (0, 1)]
-    try:
-        errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    finally:  # where one failed or went another way the other waits for it
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
-    return errors
 
 
 def test_two_processes_are_one(tmp_path):
