@@ -1,3 +1,5 @@
+"""explain of modules of fastnest's own."""
+
 import pytest
 import torch
 
