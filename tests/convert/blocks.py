@@ -11,8 +11,6 @@ import fastnest
 from fastnest import _backend
 
 FUSED = _backend.CPP_IS_BUILT
-
-
 SMALL = {"growth_rate": 8, "block_config": (2, 3), "bn_size": 2}
 
 
