@@ -142,7 +142,7 @@ def densenest(arch: str, classes: int, *, head_norm_act: bool = True, drop_rate:
     It works in channels-last memory and copies an image that is not. Its state_dict has torchvision's keys, and loads
     torchvision's files, those with the older norm.1 for norm1 too.
 
-    Raises ValueError for an arch that is not among these.
+    Raises ValueError or TypeError for an arch that is not among these, and for other arguments that do not fit.
     """
     check_flags("densenest", head_norm_act=head_norm_act)
     return DenseNet(arch, classes, head_norm_act, drop_rate)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.arguments import check_flags
+from ..ops.image import check_stride
 from ..reference.residual_block2d import Kind
 from .image import run_residual_block
 from .sizes import check_image, check_norm, check_size
@@ -27,8 +28,7 @@ class ResidualBlock2d(torch.nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        if isinstance(stride, bool) or not isinstance(stride, int) or stride not in (1, 2):
-            raise ValueError(f"{name}: stride must be 1 or 2, got {stride!r}")
+        check_stride(name, stride)
         check_norm(name, norm)
         bias = norm is None if bias is None else bias
         check_flags(name, bias=bias)

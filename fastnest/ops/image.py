@@ -28,6 +28,11 @@ def check_pixels(op: str, x: Tensor) -> None:
         raise ValueError(f"{op}: x must have at least one pixel an image, got x {list(x.shape)}")
 
 
+def check_stride(op: str, stride: int) -> None:
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride not in (1, 2):
+        raise ValueError(f"{op}: stride must be 1 or 2, got {stride!r}")
+
+
 def check_batch_norm(op: str, x: Tensor, eps: float, batch: bool) -> None:
     """As torch's batch norm has it: a batch's own statistics need a positive eps and two values a channel (or none)."""
     check_number(op, "eps", eps)

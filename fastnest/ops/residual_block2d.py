@@ -12,6 +12,7 @@ from .image import (
     channels_last,
     check_batch_norm,
     check_pixels,
+    check_stride,
     convolution_weights,
     in_format_of,
     misfit_beside_norms,
@@ -44,8 +45,7 @@ def weights_of(
 
 def check(op: str, x: Tensor, weights: Weights, stride: int, eps: float) -> None:
     """All arguments fit together; ValueError or TypeError names the first that does not."""
-    if isinstance(stride, bool) or not isinstance(stride, int) or stride not in (1, 2):
-        raise ValueError(f"{op}: stride must be 1 or 2, got {stride!r}")
+    check_stride(op, stride)
     # `not`, as torch 2.11 compiles no bool() of a list.
     for name, needs, absent in (
         ("norm_bias", "norm_weight", not weights.norm_weight),

@@ -45,7 +45,7 @@ class Case:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether x lies as a kernel reads it."""
+        """Whether x and the weights lie as a kernel reads them."""
         return self.layout in ("contiguous", "channels last")
 
     @property

@@ -243,6 +243,9 @@ def test_residual_around_any_module():
         (TypeError, lambda: nn.ResidualChain(10, 4.0, 3), "ResidualChain: bottleneck must be an int, got float"),
         (ValueError, lambda: nn.ResidualChain(10, 4, 3, activation="elu"), "ResidualChain: activation must be one of"),
         (ValueError, lambda: nn.ResidualChain(10, 4, 3, norm="layer"), "ResidualChain: norm must be None or 'batch'"),
+        (ValueError, lambda: nn.ResidualChain(10, 4, 2**70), "ResidualChain: blocks must be less than 2^63, got 118"),
+        (ValueError, lambda: nn.ResidualChain(10, 4, 3, norm="batch")(torch.randn(5, 10, device="meta")),
+         "ResidualChain: x must be on cpu as the weights are, got meta"),
         (TypeError, lambda: nn.ResidualChain(10, 4, 3, mid="no"), "ResidualChain: mid must be a bool, got 'no'"),
         (ValueError, lambda: nn.Bottleneck(10, 0), "Bottleneck: bottleneck must be at least 1, got 0"),
         (TypeError, lambda: nn.Residual(torch.sin, 3, 3), "Residual: G must be a torch.nn.Module, got builtin"),
@@ -251,7 +254,7 @@ def test_residual_around_any_module():
          "residual_chain: x must have 10 features to match down [3, 4, 10], got x [5, 9]"),
         (ValueError, lambda: nn.ResidualChain(10, 4, 3, norm="batch")(torch.randn(5, 9)), "ResidualChain: x must"),
     ],
-    ids=range(12),
+    ids=range(14),
 )  # fmt: skip
 def test_bad_input(error, make, message):
     with pytest.raises(error) as raised:
@@ -267,3 +270,10 @@ def test_statistics_do_not_move_for_a_call_that_fails():
     ):
         chain(torch.ones(4, 5, dtype=torch.float64))
     assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
+
+
+def test_a_batch_that_torch_refuses_is_not_counted():
+    chain = nn.ResidualChain(10, 4, 2, norm="batch")
+    with pytest.raises(RuntimeError):
+        chain(torch.randn(5, 10).to_sparse())
+    assert all(norm.num_batches_tracked == 0 for norm in (chain.width_norm, chain.down_norm))

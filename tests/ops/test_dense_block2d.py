@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from marks import best_kernel
 from torch.nn import functional as F
 
 from fastnest.functional import dense_block2d
@@ -65,7 +66,7 @@ def test_no_statistics_where_some_are_given():
     assert y.shape == SMALL[-1].y_shape
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 def test_x_stays_in_front(name):
     one = SMALL[0]
     tensors = one.tensors(torch.float32)
@@ -74,7 +75,7 @@ def test_x_stays_in_front(name):
     assert torch.equal(y[:, :5], tensors["x"])
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 def test_memory_format_is_that_of_x(name):
     for one in SMALL[:2]:
         tensors = one.tensors(torch.float32)
@@ -111,7 +112,7 @@ def test_keeps_the_result_and_the_hidden_images(name):
     )
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 def test_autocast_leaves_batch_norms_in_float32(name):
     """As torch's own batch norm, which takes float32 parameters beside a bfloat16 image."""
     one = SMALL[0]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from marks import best_kernel
 
 from fastnest.functional import dense_chain
 from fastnest.reference import dense_chain as reference
@@ -44,7 +45,7 @@ def test_reference_backward_has_derivatives(one):
     assert torch.autograd.gradcheck(backward, (dy, *leaves.values()), fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 def test_columns_are_the_growths(name):
     """x stays in front, and every q_i behind it is the linear map of the columns before."""
     torch.manual_seed(0)
@@ -127,7 +128,7 @@ def test_good_input():
     assert torch.equal(dense_chain(**tuples), dense_chain(**arguments()))
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 def test_weights_shared_between_blocks(name):
     """One tensor in two blocks gets the sum of both gradients."""
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from marks import needs_cpp
+from marks import best_kernel, needs_cpp
 from torch.nn import functional as F
 
 from fastnest import _backend, functional
@@ -17,7 +17,6 @@ SMALL = [one for op in OPS for one in small_inputs(op)]
 FIRST = [small_inputs(op)[0] for op in OPS]  # batch statistics, no biases, x added
 BEST = kernels()[:1]
 either_op = pytest.mark.parametrize("op", OPS)
-best_kernel = pytest.mark.parametrize("name", ["reference", *BEST])
 
 
 def plain_block(op, tensors, stride, **_):

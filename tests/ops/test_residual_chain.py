@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from marks import best_kernel
 
 from fastnest.functional import residual_chain
 from fastnest.reference import residual_chain as reference
@@ -65,7 +66,7 @@ def test_second_moments():
     assert second_moment("leaky_relu") == pytest.approx((1 + 0.01**2) / 2)
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 def test_what_an_augmented_resnest_needs(name):
     """With l - 1 blocks in up: the features of the whole chain, and y of the chain without its last block."""
     tensors = {k: v.detach() for k, v in SMALL[1].tensors(torch.float32).items()}
@@ -82,7 +83,7 @@ def test_what_an_augmented_resnest_needs(name):
     assert only.data_ptr() != tensors["x"].data_ptr()
 
 
-@pytest.mark.parametrize("name", ["reference", *BEST])
+@best_kernel
 @pytest.mark.parametrize("of", [0, 1])
 def test_gradient_of_one_output_alone(name, of):
     """An A-ResNEst reads the features only."""
