@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from fastnest import functional, testing
-from fastnest.benchmarks.contest import Case, Form, Problem, leaf
+from fastnest.benchmarks.problem import Case, Form, Problem, leaf
 
 SUBJECTS = ("dense_chain",)
 FORWARD_PEERS = ("eager", "in-place", "compile")

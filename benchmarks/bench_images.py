@@ -4,13 +4,16 @@ bfloat16 is autocast over float32 parameters. Training counts the gradients of a
 """
 
 import copy
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastnest
 from fastnest.benchmarks import plain_images
-from fastnest.benchmarks.contest import Case, Form, Problem
+from fastnest.benchmarks.problem import Case, Form, Problem
+from fastnest.convert.swap import plan_of
 
 DENSENETS, RESNETS = tuple(plain_images.DENSENETS), tuple(plain_images.RESNETS)
 SUBJECTS = (*DENSENETS, *RESNETS, "bottleneck block", "bottleneck stage")
@@ -94,12 +97,40 @@ def form(case: Case, model: torch.nn.Module, x: torch.Tensor) -> Form:
     return Form(call, [x, *model.parameters()])
 
 
-def exact(case: Case, model: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
-    """The output, or the gradients of all parameters, in float64; in parts where no statistics join the images."""
-    wide = copy.deepcopy(model).double()
+def exact(case: Case, model: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor | None) -> list[torch.Tensor]:
+    """The output, and given dy the gradients, in float64; in parts where no statistics join the images.
+
+    Those of all parameters, and of x where it has one.
+    """
+    wide, x = copy.deepcopy(model).double(), x.detach().double().requires_grad_(x.requires_grad)
     if case.mode == "forward":
-        return [torch.cat([wide(part.double()) for part in x.split(IMAGES)])]
-    return list(torch.autograd.grad(wide(x.double()), list(wide.parameters()), dy.double()))
+        return [torch.cat([wide(part) for part in x.split(IMAGES)])]
+    with torch.set_grad_enabled(dy is not None):
+        y = wide(x)
+    if dy is None:
+        return [y]
+    learned = [tensor for tensor in (x, *wide.parameters()) if tensor.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y, learned, dy.double())]
+
+
+def blocks(case: Case, forms: dict[str, Form], models: dict[str, torch.nn.Module]) -> Iterator[tuple[str, Problem]]:
+    """Every accelerated block with the input that it has in the network, in plain torch and the case's dtype."""
+    names = [name for name, block in models["fastnest"].named_modules() if plan_of(block) is not None]
+    inputs = {}
+
+    def keep(name: str):
+        return lambda block, args: inputs.update({name: args[0].detach()})
+
+    hooks = [models["eager"].get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    with torch.no_grad():
+        forms["eager"].call(*forms["eager"].leaves)
+    for hook in hooks:
+        hook.remove()
+    for name in names:
+        x = inputs.pop(name).requires_grad_()
+        both = {who: form(case, model.get_submodule(name), x) for who, model in models.items()}
+        plain = models["eager"].get_submodule(name)
+        yield name, Problem(both, exact=lambda dy, plain=plain, x=x: exact(case, plain, x, dy))
 
 
 def problem(case: Case, device: str = "cpu") -> Problem:
@@ -107,11 +138,14 @@ def problem(case: Case, device: str = "cpu") -> Problem:
     if case.subject == "bottleneck stage" and case.dtype == "bfloat16":
         x = x.bfloat16()  # what convolutions under autocast before it leave
     last = x.contiguous(memory_format=torch.channels_last)
-    forms = {
-        "fastnest": form(case, fastnest.accelerate(model, inplace=False), last),
-        "eager": form(case, copy.deepcopy(model).to(memory_format=torch.channels_last), last),
-        "nchw": form(case, copy.deepcopy(model), x),
+    models = {
+        "fastnest": fastnest.accelerate(model, inplace=False),
+        "eager": copy.deepcopy(model).to(memory_format=torch.channels_last),
     }
+    forms = {name: form(case, one, last) for name, one in models.items()}
+    forms["nchw"] = form(case, copy.deepcopy(model), x)
+    # In half precision the gradients of a whole network are little but rounding (gate.py).
+    by_block = case.mode == "train" and case.dtype != "float32"
     if "memory-efficient" in case.peers:
         efficient = build(case, memory_efficient=True).to(device, memory_format=torch.channels_last)
         forms["memory-efficient"] = form(case, efficient, last)
@@ -123,7 +157,8 @@ def problem(case: Case, device: str = "cpu") -> Problem:
         forms=forms,
         flops=flops * (3 if case.mode == "train" else 1),
         bytes=parameters + x.nbytes + y.numel() * case.sizes["n"] * getattr(torch, case.dtype).itemsize,
-        exact=lambda dy: exact(case, model, x, dy),
+        exact=lambda dy: exact(case, model, x, None if by_block else dy),
+        blocks=partial(blocks, case, forms, models) if by_block else None,
     )
 
 

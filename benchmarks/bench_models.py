@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from fastnest import models, testing
 from fastnest.benchmarks import bench_dense_chain, bench_residual_chain
-from fastnest.benchmarks.contest import Case, Form, Problem, leaf
+from fastnest.benchmarks.problem import Case, Form, Problem, leaf
 
 SUBJECTS = ("ResNEst", "AResNEst", "DenseNEst")
 RESIDUAL = {"in": 64, "m": 256, "k": 32, "l": 16, "out": 10}

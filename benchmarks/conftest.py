@@ -9,7 +9,8 @@ import warnings
 import pytest
 import torch
 
-from fastnest.benchmarks import contest, ratios, run
+from fastnest.benchmarks import contest, gate, ratios, run
+from fastnest.benchmarks.problem import output_gradient
 
 
 def pytest_configure(config):
@@ -35,8 +36,8 @@ def contestant(request, benchmark):
     benchmark.group = case.name
     benchmark.extra_info["contestant"] = name
     problem = run.problem(case)
-    dy = contest.output_gradient(problem)
+    dy = output_gradient(problem)
     with torch.set_grad_enabled(case.mode == "train"):
         compared = contest.steps(problem, case, dy, only=("eager", name))
-        contest.errors(problem, case, dy, compared)
+        gate.errors(problem, case, dy, compared)
         yield compared[name]

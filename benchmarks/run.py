@@ -27,7 +27,8 @@ import torch
 
 from fastnest._optional import optional
 
-from . import bench_dense_chain, bench_images, bench_models, bench_residual_chain, contest, machine
+from . import bench_dense_chain, bench_images, bench_models, bench_residual_chain, contest, gate, machine
+from .problem import Case, Problem
 
 FILES = {
     module.__name__.rpartition(".")[2]: module
@@ -46,7 +47,7 @@ class OutOfTime(KeyboardInterrupt):
     """Raised in the midst of a case when time is up; no broad `except Exception` of a compiler swallows it."""
 
 
-def cases(full: bool, names: Sequence[str] = ()) -> list[contest.Case]:
+def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
     """The cases of a run: all, the subset, or those with one of the regular expressions in their file and name.
 
     Where it is not full, tuned peers are left out and cases are in the order in which time is best spent: the subset,
@@ -74,9 +75,9 @@ def _found(expression: str, text: str) -> bool:
         raise ValueError(f"{expression!r} is no regular expression: {error}") from None
 
 
-def problem(case: contest.Case, device: str = "cpu") -> contest.Problem:
+def problem(case: Case, device: str = "cpu") -> Problem:
     built = next(module for module in FILES.values() if case.subject in module.SUBJECTS).problem(case, device)
-    return contest.step_off_kinks(built) if case.mode == "train" and built.exact is None else built
+    return gate.step_off_kinks(built) if case.mode == "train" and built.exact is None else built
 
 
 def condition_of(environment: dict[str, str], condition: str, folder: Path) -> dict[str, str] | None:
@@ -94,7 +95,7 @@ def condition_of(environment: dict[str, str], condition: str, folder: Path) -> d
     return {**environment, "LD_PRELOAD": preload, "THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def measure(chosen: Sequence[contest.Case], full: bool, until: float | None = None, title: str = "") -> dict:
+def measure(chosen: Sequence[Case], full: bool, until: float | None = None, title: str = "") -> dict:
     """One condition in this process: the machine's rates, and every case until time is up or Ctrl-C."""
     tqdm = optional("tqdm", "bench").tqdm
     rates = machine.rates()

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from fastnest import _backend
-from fastnest.benchmarks.contest import Case
+from fastnest.benchmarks.problem import Case
 
 # torch.compile as it comes with its own CUDA graphs, and without, to be captured like everything else.
 COMPILED = ("max-autotune", "max-autotune-no-cudagraphs")

@@ -18,9 +18,10 @@ from statistics import median
 import torch
 
 from fastnest import _backend
-from fastnest.benchmarks import contest, run
+from fastnest.benchmarks import contest, gate, run
 from fastnest.benchmarks.gpu import cases
 from fastnest.benchmarks.gpu.device import Gpu
+from fastnest.benchmarks.problem import Case, Problem, output_gradient
 
 ROUNDS = (7, 60)
 TIMING = 1.0  # seconds of a case's timing, once per way of launching
@@ -49,7 +50,7 @@ def _microseconds(times: dict[str, list[float]]) -> tuple[dict, dict]:
     return tuple({name: f(values) * 1e6 for name, values in times.items()} for f in (median, contest.spread))
 
 
-def _contestants(problem: contest.Problem, case: contest.Case, dy: torch.Tensor) -> dict[str, Callable]:
+def _contestants(problem: Problem, case: Case, dy: torch.Tensor) -> dict[str, Callable]:
     """Parameters stay where they are, which spares torch.compile's own CUDA graphs copies of them."""
     for leaf in problem.forms["eager"].leaves[1:]:
         torch._dynamo.mark_static_address(leaf)
@@ -65,12 +66,12 @@ def _contestants(problem: contest.Problem, case: contest.Case, dy: torch.Tensor)
     return steps
 
 
-def measure(problem: contest.Problem, case: contest.Case, device, *, seconds: float = TIMING) -> dict:
+def measure(problem: Problem, case: Case, device, *, seconds: float = TIMING) -> dict:
     """One row: medians and spread per contestant, called and as a CUDA graph, errors, memory of a training step.
 
     Raises AssertionError where numbers differ from float64: nothing is timed then.
     """
-    dy = contest.output_gradient(problem)
+    dy = output_gradient(problem)
     if dy.dim() == 4:
         dy = dy.contiguous(memory_format=torch.channels_last)  # as in a network whose images are
     with torch.set_grad_enabled(case.mode == "train"):
@@ -78,7 +79,7 @@ def measure(problem: contest.Problem, case: contest.Case, device, *, seconds: fl
         runs = what_runs(steps["fastnest"])
         for step in steps.values():
             step()
-        error = contest.errors(problem, case, dy, steps)
+        error = gate.errors(problem, case, dy, steps)
         timers = {name: lambda step=step: device.latency(step) for name, step in steps.items()}
         called, called_iqr = _microseconds(interleaved(timers, seconds=seconds))
         replays, no_graph = {}, {}
@@ -131,7 +132,7 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
 
 
-def attempt(case: contest.Case, peers: tuple[str, ...], device, build=run.problem) -> dict:
+def attempt(case: Case, peers: tuple[str, ...], device, build=run.problem) -> dict:
     """{"row": ...}, or {"failure": ...} with what went wrong."""
     case = dataclasses.replace(case, peers=tuple(peer for peer in case.peers if peer in peers))
     try:
@@ -142,7 +143,7 @@ def attempt(case: contest.Case, peers: tuple[str, ...], device, build=run.proble
         return {"failure": {"name": case.name, "what": _said(error)}}
 
 
-def chosen(what: str, only: str = "", behind: str = "") -> list[contest.Case]:
+def chosen(what: str, only: str = "", behind: str = "") -> list[Case]:
     every = [case for case in cases.in_order(what == "compiled") if re.search(only, case.name)]
     if what == "compiled":
         every = [case for case in every if set(case.peers) & set(cases.COMPILED)]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .. import backend, backends
-from ..benchmarks import bench_models, contest
+from ..benchmarks import bench_models, contest, gate
+from ..benchmarks.problem import Case, Problem
 from ..testing import ULPS
 from . import data, plot, training
 
@@ -61,7 +62,7 @@ def compare(model: torch.nn.Module, dataset: data.Dataset, fused: str) -> tuple[
     """
     wide = copy.deepcopy(model).double()
     with backend("reference"):
-        rows = (~contest.near_kinks(wide, dataset.x)).nonzero()[:256, 0]
+        rows = (~gate.near_kinks(wide, dataset.x)).nonzero()[:256, 0]
     exact = _step("reference", wide, dataset.x[rows].double())
 
     def error(name: str) -> float:
@@ -113,9 +114,9 @@ def speed(trained: Trained) -> list[dict[str, Any]]:
     subject, x = SUBJECTS[trained.kind], trained.data.x
     rows = []
     for mode in ("forward", "train"):
-        case = contest.Case(subject, mode, "float32", {"n": len(x)}, ("eager", "compile"))
-        problem = contest.Problem(bench_models.forms(subject, trained.model, x.clone()), flops=0, bytes=0)
-        rows.append(contest.measure(contest.step_off_kinks(problem), case, budget=1.0))
+        case = Case(subject, mode, "float32", {"n": len(x)}, ("eager", "compile"))
+        problem = Problem(bench_models.forms(subject, trained.model, x.clone()))
+        rows.append(contest.measure(gate.step_off_kinks(problem), case, budget=1.0))
     return rows
 
 

@@ -10,6 +10,7 @@ import pytest
 import fastnest
 from fastnest import cli
 from fastnest.benchmarks import contest, machine, report, run
+from fastnest.benchmarks.problem import Case
 
 
 def subjects(cases) -> set[str]:
@@ -47,7 +48,7 @@ def test_named_cases_are_in_the_order_in_which_time_is_best_spent():
     assert {(case.mode, case.dtype) for case in chosen[: quick + len(groups)]} == groups
 
 
-CHAIN = [contest.Case("chain", "forward", "float32", {"n": n}, ("eager",)) for n in (1, 2, 3)]
+CHAIN = [Case("chain", "forward", "float32", {"n": n}, ("eager",)) for n in (1, 2, 3)]
 
 
 @pytest.fixture

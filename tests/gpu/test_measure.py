@@ -8,8 +8,9 @@ from gpu.stand_in import StandIn
 
 import fastnest
 from fastnest.benchmarks import contest, run
-from fastnest.benchmarks.contest import Case
+from fastnest.benchmarks import problem as problem_module
 from fastnest.benchmarks.gpu import cases, measure
+from fastnest.benchmarks.problem import Case, output_gradient
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BACKEND = "cpp" if fastnest.backends()["cpp"] == "available" else "reference"
@@ -69,11 +70,12 @@ def test_what_is_built_in_cuda_is_timed_beside_triton(monkeypatch):
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_a_row_of_two_backends(mode, monkeypatch):
     """cpp in the place of CUDA C++, the reference in that of Triton: each step runs the one that it is forced on."""
-    monkeypatch.setattr(contest, "BACKENDS", ("reference",))
+    for module in (contest, problem_module):
+        monkeypatch.setattr(module, "BACKENDS", ("reference",))
     case = replace(SMALL[0], mode=mode, backend="cpp", peers=("reference", "eager"))
     problem = run.problem(case)
     with torch.set_grad_enabled(mode == "train"):
-        steps = contest.steps(problem, case, contest.output_gradient(problem))
+        steps = contest.steps(problem, case, output_gradient(problem))
         runs = [measure.what_runs(steps[name])[0] for name in ("fastnest", "reference")]
     assert runs == [
         f"1 x residual_chain on {name} (forced by fastnest.backend({name!r}))" for name in ("cpp", "reference")
@@ -185,4 +187,4 @@ def test_evaluation_in_parts_is_the_whole(monkeypatch):
     whole = problem.exact(torch.zeros(()))
     monkeypatch.setattr(bench_images, "IMAGES", 1)
     torch.testing.assert_close(problem.exact(torch.zeros(())), whole)
-    assert contest.output_gradient(problem).dtype is torch.bfloat16
+    assert output_gradient(problem).dtype is torch.bfloat16
