@@ -64,12 +64,18 @@ def activate_backward(df, z, NAME: tl.constexpr):
     elif NAME == "gelu":
         return df * (0.5 * (1 + tl.erf(z * _SQRT_HALF)) + z * tl.exp(-0.5 * z * z) * _INV_SQRT_TWO_PI)
     elif NAME == "gelu_tanh":
-        t = tanh((z + z * z * z * _CUBIC) * _SQRT_TWO_OVER_PI)
-        slope = (1 + z * z * (3 * _CUBIC)) * _SQRT_TWO_OVER_PI
-        return df * 0.5 * (1 + t + z * (1 - t * t) * slope)
+        # 1 + tanh(y) = 2 r or 2 r t, and 1 - tanh(y)^2 = 4 r^2 t: as differences from 1 they would lose the digits that
+        # z times the slope of y then multiplies.
+        y = (z + z * z * z * _CUBIC) * _SQRT_TWO_OVER_PI
+        t = tl.exp(-2 * tl.abs(y))
+        r = 1 / (1 + t)
+        slope = (1 + z * z * (3 * _CUBIC)) * (2 * _SQRT_TWO_OVER_PI)
+        return df * r * (tl.where(y < 0, t, 1.0) + z * (r * t) * slope)
     elif NAME == "silu":
-        s = tl.sigmoid(z)
-        return df * s * (1 + z * (1 - s))
+        # sigmoid(z) and 1 - sigmoid(z) are r and r t, or the other way round, for the same reason.
+        t = tl.exp(-tl.abs(z))
+        r = 1 / (1 + t)
+        return df * tl.where(z < 0, r * t, r) * (1 + z * tl.where(z < 0, r, r * t))
     elif NAME == "tanh":
         t = tanh(z)
         return df * (1 - t * t)

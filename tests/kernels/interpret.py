@@ -10,11 +10,15 @@ import interpreter  # noqa: F401  corrects bfloat16 before the kernels are impor
 import kernel_checks
 import pytest
 import torch
+import triton
+import triton.language as tl
 from kernel_checks import cases, light_cases
 
 import fastnest
 from fastnest.kernels import launch
-from fastnest.testing import as_tuple, assert_same_bits, before_a_guard_page, flat, kernel, run, small_inputs
+from fastnest.kernels.activation import activate_backward as activate_backward_in_triton
+from fastnest.reference.activation import ACTIVATIONS, activate_backward
+from fastnest.testing import ULPS, as_tuple, assert_same_bits, before_a_guard_page, flat, kernel, run, small_inputs
 
 check = partial(kernel_checks.check, "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -92,6 +96,25 @@ def limits(op: str, dtype: torch.dtype) -> None:
         assert log[0].backend != "triton"
         with kernel("triton"), pytest.raises(RuntimeError, match="up to 128 bottleneck features, got 129"):
             fastnest.functional.residual_chain(x, down, down.transpose(1, 2).contiguous())
+
+
+@triton.jit
+def _derivative(z, df, SIZE: tl.constexpr, NAME: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(df + at, activate_backward_in_triton(tl.full([SIZE], 1.0, tl.float32), tl.load(z + at), NAME))
+
+
+def derivatives(op: str, dtype: torch.dtype) -> None:
+    """Of every activation, to a few ulp of 1, their size: where tanh is near 1, differences from 1 are not that near.
+
+    Nearer than torch has them, because a GPU's division and exponential are less exact than those here.
+    """
+    z = torch.linspace(-12, 12, 2**14)
+    for name in ACTIVATIONS:
+        ours = torch.empty_like(z)
+        _derivative[(1,)](z, ours, len(z), name)
+        error = (ours - activate_backward(name, torch.ones_like(z).double(), z.double())).abs().max().item()
+        assert error <= ULPS * torch.finfo(dtype).eps, f"{name}: {error:.2e}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ CHECKS += [("tuned", "bfloat16")]  # whose tiles have rows to halve
 CHECKS += [(check, "float32") for check in ("repeats", "nan_and_infinity", "guard_pages", "compiled")]
 RUNS = [("interpret.py", check, op, dtype) for op in OPS for check, dtype in CHECKS]
 RUNS.remove(("interpret.py", "tuned", "batch_stats", "bfloat16"))  # has one way
-RUNS += [("interpret.py", "limits", "residual_chain", "float32")]
+RUNS += [("interpret.py", check, "residual_chain", "float32") for check in ("limits", "derivatives")]
 
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
