@@ -1,15 +1,17 @@
 """What is timed on a GPU, in groups by subject; the first of every group is run first, then the second of every one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
 from fastnest import _backend
 from fastnest.benchmarks.problem import Case
 
-# torch.compile as it comes with its own CUDA graphs, and without, to be captured like everything else.
-COMPILED = ("max-autotune", "max-autotune-no-cudagraphs")
-# Beside what is compiled: compiling takes longer than everything else, and comes last.
-AT_ONCE = ("eager", "memory-efficient", "triton")
+# torch.compile, the cheapest first: as it is, tuned, and tuned with CUDA graphs of its own. Of the first two graphs are
+# captured like everything else's.
+COMPILED = ("compile", "max-autotune-no-cudagraphs", "max-autotune")
+AT_ONCE = ("eager", "memory-efficient", "triton")  # need not be compiled
+PEERS = (*AT_ONCE, *COMPILED)
 
 
 def _residual(mode: str, dtype: str, *sizes: tuple[int, int, int, int]) -> list[Case]:
@@ -73,8 +75,32 @@ def _in_cuda(found: dict[str, list[Case]]) -> dict[str, list[Case]]:
     }
 
 
-def in_order(compiled: bool = False) -> list[Case]:
-    """By worth: whatever is cut off, every group has been begun. Where they are compiled, whole networks come last."""
+def in_order() -> list[Case]:
+    """By worth: whatever is cut off, every group has been begun."""
     rounds = zip_longest(*groups().values())
-    cases = [case for one_round in rounds for case in one_round if case is not None]
-    return sorted(cases, key=lambda case: compiled and case.subject == "DenseNet-121")
+    return [case for one_round in rounds for case in one_round if case is not None]
+
+
+def named(name: str) -> Case:
+    return next(case for case in in_order() if case.name == name)
+
+
+def is_network(case: Case) -> bool:
+    """Whether it has hundreds of kernels, which torch.compile takes minutes for."""
+    return case.subject == "DenseNet-121"
+
+
+def beside_compiled(peers: Sequence[str] = COMPILED) -> list[tuple[Case, str]]:
+    """Every case with each of its peers that are compiled: quick ones first, whole networks last."""
+    pairs = [(case, peer) for case in in_order() for peer in case.peers if peer in COMPILED and peer in peers]
+    return sorted(
+        pairs, key=lambda pair: (is_network(pair[0]) * (1 + (pair[0].mode == "train")), COMPILED.index(pair[1]))
+    )
+
+
+def compile_limit(case: Case) -> float:
+    """Seconds for one peer: on a single core beside others or, for a network, on all cores.
+
+    On 16 slow cores a training step of DenseNet-121 took more than 95.
+    """
+    return (150 if case.mode == "forward" else 300) if is_network(case) else 90

@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 TOLD = 4000  # characters of what a process said last
+READY, DONE = {"ready": True}, {"done": True}  # what a worker says before its first job, and behind every one
 
 
 class Ended(NamedTuple):
@@ -25,30 +28,112 @@ class Ended(NamedTuple):
 
 
 def listen(
-    words: Sequence[str],
+    words: Sequence[object],
     on_line: Callable[[dict], None],
     *,
     until: float,
     folder: Path,
-    environment: dict | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Runs words in folder until then (`time.time`); every line of its stdout that is a JSON object goes to on_line."""
-    process = subprocess.Popen(
+    process = _begin(words, folder, environment, subprocess.DEVNULL)
+    try:
+        return _hear(process, on_line, until) or Ended(process.wait(), "")
+    finally:
+        _end(process)
+
+
+class Worker:
+    """A process that does one job after another: a line of JSON to its stdin, lines of JSON from its stdout, then DONE.
+
+    Starting Python, torch and a GPU takes seconds, which jobs share. The process begins with the first job, and begins
+    again with the job after the one that it died of, or whose time was up.
+    """
+
+    def __init__(self, words: Sequence[object], *, folder: Path, environment: Mapping[str, str] | None = None):
+        self._words, self._folder, self._environment = words, folder, environment
+        self._process: subprocess.Popen | None = None
+        self.ready = False  # whether it has ever begun as it should
+
+    def do(self, job: dict, on_line: Callable[[dict], None], *, until: float) -> Ended | None:
+        """One job, of which every line goes to on_line; None once it is done, or how the process ended."""
+        if self._process is None:
+            self._process = _begin(self._words, self._folder, self._environment, subprocess.PIPE)
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # why it died stands in what it said
+
+        def heard(entry: dict) -> None:
+            if entry == READY:
+                self.ready = True
+            else:
+                on_line(entry)
+
+        ended = _hear(self._process, heard, until)
+        if ended is not None:
+            self.close()
+        return ended
+
+    def close(self) -> None:
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
+
+
+def serve(do: Callable[[dict], Iterable[dict]]) -> None:
+    """The other side of a Worker: the jobs that stdin has, until it ends."""
+    print(json.dumps(READY), flush=True)
+    for line in sys.stdin:
+        for entry in do(json.loads(line)):
+            print(json.dumps(entry), flush=True)
+        print(json.dumps(DONE), flush=True)
+
+
+def share(jobs: Sequence[dict], workers: Sequence[Worker], do: Callable[[Worker, dict], None]) -> None:
+    """Every job in its turn, by the first worker that is free. Closes the workers."""
+    waiting, lock = iter(jobs), threading.Lock()
+
+    def take(worker: Worker) -> None:
+        try:
+            while True:
+                with lock:
+                    job = next(waiting, None)
+                if job is None:
+                    return
+                do(worker, job)
+        finally:
+            worker.close()
+
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        for _ in pool.map(take, workers):
+            pass
+
+
+def _begin(
+    words: Sequence[object], folder: Path, environment: Mapping[str, str] | None, stdin: int
+) -> subprocess.Popen:
+    return subprocess.Popen(
         [str(word) for word in words],
         cwd=folder,
         env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,  # so that what it starts ends with it
     )
+
+
+def _hear(process: subprocess.Popen, on_line: Callable[[dict], None], until: float) -> Ended | None:
+    """Lines of JSON until the process says that it is done (None) or ends."""
     late = threading.Event()
 
     def end() -> None:
         late.set()
-        _end(process)
+        _kill(process)
 
     timer = threading.Timer(max(0.0, until - time.time()), end)
     timer.start()
@@ -58,17 +143,28 @@ def listen(
             entry = _entry(line)
             if entry is None:
                 said = (said + line)[-TOLD:]
+            elif entry == DONE:
+                return None
             else:
                 on_line(entry)
         status = process.wait()
     finally:
         timer.cancel()
-        _end(process)
-        process.stdout.close()
     return Ended(None if late.is_set() else status, said)
 
 
 def _end(process: subprocess.Popen) -> None:
+    _kill(process)
+    process.wait()
+    process.stdout.close()
+    if process.stdin is not None:
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+
+
+def _kill(process: subprocess.Popen) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -4,11 +4,18 @@ Tests stand in for it with a class of the same methods.
 """
 
 import subprocess
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from statistics import median
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+CALLS = 3  # that a profile is of
+KERNELS, NAME = 20, 160  # of a profile are told, and characters of a kernel's name
 
 
 class Gpu:
@@ -104,6 +111,24 @@ class Gpu:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
+    def profile(self, step: Callable[[], object]) -> dict:
+        """Microseconds of a call: until the host has launched it, until the GPU has ended it, and of every kernel."""
+        for _ in range(CALLS):
+            step()
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for _ in range(CALLS):
+            step()
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        ended = time.perf_counter()
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profile:
+            for _ in range(CALLS):
+                step()
+            torch.cuda.synchronize()
+        of_call = {"host_us": (launched - begun) / CALLS * 1e6, "wall_us": (ended - begun) / CALLS * 1e6}
+        return of_call | kernels_of(profile.events(), CALLS)
+
     def rates(self) -> dict:
         """What this card reaches: bytes a second of a copy (read and written), flops a second of torch's products."""
         size = min(2**30, self.free_bytes() // 8)
@@ -130,6 +155,21 @@ PRODUCTS = {
     "tf32": (torch.float32, 8192),
     "float32": (torch.float32, 4096),
 }
+
+
+def kernels_of(events: Iterable, calls: int) -> dict:
+    """Of the events of a profile of so many calls, per call: launches, their time, and the kernels by name.
+
+    Those that take longest first, at most KERNELS of them; what the others take is the difference.
+    """
+    count, total = defaultdict(int), defaultdict(float)
+    for event in events:
+        if event.device_type == DeviceType.CUDA:
+            count[event.name] += 1
+            total[event.name] += event.time_range.elapsed_us()
+    by_time = sorted(total, key=total.get, reverse=True)
+    kernels = [{"name": n[:NAME], "count": count[n] / calls, "us": total[n] / calls} for n in by_time[:KERNELS]]
+    return {"launches": sum(count.values()) / calls, "kernels_us": sum(total.values()) / calls, "kernels": kernels}
 
 
 def _driver() -> str:

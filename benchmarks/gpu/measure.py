@@ -1,30 +1,80 @@
-"""Measures cases on the GPU, one JSON line each to stdout: measure.py rates|first|compiled UNTIL [REGEX [BEHIND]].
-
-UNTIL is in seconds of `time.time`. "first" measures fastnest beside what need not be compiled, "compiled" beside all
-peers: the cases in whose name REGEX is found, those behind the case BEHIND. {"cases": names} comes first and
-{"begin": name} before each, so that whoever reads knows in which case the process died, and what is left.
-"""
+"""One case on the GPU: ready to run, compiled, measured, or taken apart into kernels."""
 
 import dataclasses
-import gc
-import json
-import re
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from fastnest import _backend
 from fastnest.benchmarks import contest, gate, run
-from fastnest.benchmarks.gpu import cases
-from fastnest.benchmarks.gpu.device import Gpu
 from fastnest.benchmarks.problem import Case, Problem, output_gradient
 
 ROUNDS = (7, 60)
 TIMING = 1.0  # seconds of a case's timing, once per way of launching
+# Tuned by times of their own: taken beside other processes they would mislead.
+TUNED = frozenset(contest.COMPILED) - {"compile"}
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A case with its tensors on the device, the gradient of its output, and a step of every contestant."""
+
+    case: Case
+    problem: Problem
+    dy: Tensor
+    steps: dict[str, Callable[[], object]]
+
+    def gradients(self) -> torch.set_grad_enabled:
+        """The context in which its steps run."""
+        return torch.set_grad_enabled(self.case.mode == "train")
+
+
+def prepare(case: Case, peers: Sequence[str], device, build=run.problem) -> Prepared:
+    """With those of the case's peers that are asked for.
+
+    Parameters stay where they are, which spares torch.compile's own CUDA graphs copies of them.
+    """
+    case = dataclasses.replace(case, peers=tuple(peer for peer in case.peers if peer in peers))
+    problem = build(case, device.type)
+    dy = output_gradient(problem)
+    if dy.dim() == 4:
+        dy = dy.contiguous(memory_format=torch.channels_last)  # as in a network whose images are
+    for leaf in problem.forms["eager"].leaves[1:]:
+        torch._dynamo.mark_static_address(leaf)
+    prepared = Prepared(case, problem, dy, {})
+    with prepared.gradients():
+        prepared.steps = contest.steps(problem, case, dy)
+    own_graphs = prepared.steps.get("max-autotune")
+    if own_graphs is not None:
+
+        def begins():
+            torch.compiler.cudagraph_mark_step_begin()  # results of the last call may be overwritten
+            return own_graphs()
+
+        prepared.steps["max-autotune"] = begins
+    return prepared
+
+
+def compile_first(case: Case, contestant: str, device, build=run.problem) -> dict:
+    """Runs one contestant once, so that its kernels are on disk when it is timed; how long that took.
+
+    Which kernel is the fastest is left to be found by the process that times, which has the GPU to itself.
+    """
+    from torch._inductor import config
+
+    start = time.time()
+    prepared = prepare(case, (contestant,), device, build)
+    with (
+        prepared.gradients(),
+        config.patch(autotune_local_cache=False, fx_graph_cache=contestant not in TUNED),
+    ):
+        prepared.steps[contestant]()
+        device.synchronize()
+    return {"name": case.name, "peer": contestant, "seconds": round(time.time() - start, 1), "what": ""}
 
 
 def what_runs(step: Callable[[], object]) -> list[str]:
@@ -50,36 +100,18 @@ def _microseconds(times: dict[str, list[float]]) -> tuple[dict, dict]:
     return tuple({name: f(values) * 1e6 for name, values in times.items()} for f in (median, contest.spread))
 
 
-def _contestants(problem: Problem, case: Case, dy: torch.Tensor) -> dict[str, Callable]:
-    """Parameters stay where they are, which spares torch.compile's own CUDA graphs copies of them."""
-    for leaf in problem.forms["eager"].leaves[1:]:
-        torch._dynamo.mark_static_address(leaf)
-    steps = contest.steps(problem, case, dy)
-    own_graphs = steps.get("max-autotune")
-    if own_graphs is not None:
-
-        def begins():
-            torch.compiler.cudagraph_mark_step_begin()  # results of the last call may be overwritten
-            return own_graphs()
-
-        steps["max-autotune"] = begins
-    return steps
-
-
-def measure(problem: Problem, case: Case, device, *, seconds: float = TIMING) -> dict:
+def measure(case: Case, peers: Sequence[str], device, *, build=run.problem, seconds: float = TIMING) -> dict:
     """One row: medians and spread per contestant, called and as a CUDA graph, errors, memory of a training step.
 
     Raises AssertionError where numbers differ from float64: nothing is timed then.
     """
-    dy = output_gradient(problem)
-    if dy.dim() == 4:
-        dy = dy.contiguous(memory_format=torch.channels_last)  # as in a network whose images are
-    with torch.set_grad_enabled(case.mode == "train"):
-        steps = _contestants(problem, case, dy)
+    prepared = prepare(case, peers, device, build)
+    problem, steps = prepared.problem, prepared.steps
+    with prepared.gradients():
         runs = what_runs(steps["fastnest"])
         for step in steps.values():
             step()
-        error = gate.errors(problem, case, dy, steps)
+        error = gate.errors(problem, case, prepared.dy, steps)
         timers = {name: lambda step=step: device.latency(step) for name, step in steps.items()}
         called, called_iqr = _microseconds(interleaved(timers, seconds=seconds))
         replays, no_graph = {}, {}
@@ -89,7 +121,7 @@ def measure(problem: Problem, case: Case, device, *, seconds: float = TIMING) ->
             try:
                 replays[name] = device.capture(step)
             except Exception as reason:  # whatever a peer does that cannot be captured
-                no_graph[name] = _said(reason)
+                no_graph[name] = said(reason)
         timers = {name: lambda replay=replay: device.device_time(replay) for name, (replay, _) in replays.items()}
         graph, graph_iqr = _microseconds(interleaved(timers, seconds=seconds))
         del replays, timers
@@ -97,15 +129,7 @@ def measure(problem: Problem, case: Case, device, *, seconds: float = TIMING) ->
         if case.mode == "train":
             memory = {name: device.peak_bytes(step) for name, step in steps.items() if name != "max-autotune"}
     return {
-        "name": case.name,
-        "subject": case.subject,
-        "mode": case.mode,
-        "dtype": case.dtype,
-        "sizes": case.sizes,
-        "backend": case.backend,
-        "flops": problem.flops,
-        # A step reads the arguments and dy, and writes y and every gradient.
-        "bytes": problem.bytes * (2 if case.mode == "train" else 1),
+        **_what(case, problem),
         "runs": runs,
         "call_us": called,
         "call_iqr_us": called_iqr,
@@ -118,6 +142,30 @@ def measure(problem: Problem, case: Case, device, *, seconds: float = TIMING) ->
     }
 
 
+def _what(case: Case, problem: Problem) -> dict:
+    """What a row or profile is of."""
+    return {
+        "name": case.name,
+        "subject": case.subject,
+        "mode": case.mode,
+        "dtype": case.dtype,
+        "sizes": case.sizes,
+        "backend": case.backend,
+        "flops": problem.flops,
+        # A step reads the arguments and dy, and writes y and every gradient.
+        "bytes": problem.bytes * (2 if case.mode == "train" else 1),
+    }
+
+
+def profile(case: Case, device, build=run.problem) -> dict:
+    """Where the time goes, of fastnest and of eager: kernels by name, launches, what the host takes."""
+    prepared = prepare(case, ("eager",), device, build)
+    with prepared.gradients():
+        runs = what_runs(prepared.steps["fastnest"])
+        of = {name: device.profile(step) for name, step in prepared.steps.items()}
+    return {**_what(case, prepared.problem), "runs": runs, "of": of}
+
+
 def ratios(called: dict[str, float], graph: dict[str, float]) -> dict:
     """peer -> its median over fastnest's, called and as graphs; above 1, fastnest is faster."""
 
@@ -128,51 +176,5 @@ def ratios(called: dict[str, float], graph: dict[str, float]) -> dict:
     return {"call": over(called), "graph": over(graph)}
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
-
-
-def attempt(case: Case, peers: tuple[str, ...], device, build=run.problem) -> dict:
-    """{"row": ...}, or {"failure": ...} with what went wrong."""
-    case = dataclasses.replace(case, peers=tuple(peer for peer in case.peers if peer in peers))
-    try:
-        return {"row": measure(build(case, device.type), case, device)}
-    except AssertionError as error:
-        return {"failure": {"name": case.name, "what": f"wrong numbers, no speed reported: {error}"}}
-    except Exception as error:
-        return {"failure": {"name": case.name, "what": _said(error)}}
-
-
-def chosen(what: str, only: str = "", behind: str = "") -> list[Case]:
-    every = [case for case in cases.in_order(what == "compiled") if re.search(only, case.name)]
-    if what == "compiled":
-        every = [case for case in every if set(case.peers) & set(cases.COMPILED)]
-    return every[1 + [case.name for case in every].index(behind) :] if behind else every
-
-
-def main(what: str, until: float, *which: str) -> None:
-    def say(line: dict) -> None:
-        print(json.dumps(line), flush=True)
-
-    device = Gpu()
-    torch.backends.cudnn.benchmark = True  # the peers' convolutions are the fastest that cuDNN has
-    if what == "rates":
-        return say({"rates": device.rates(), "device": device.facts()})
-    peers = cases.AT_ONCE if what == "first" else (*cases.AT_ONCE, *cases.COMPILED)
-    left = chosen(what, *which)
-    say({"cases": [case.name for case in left]})
-    for case in left:
-        if time.time() >= until:
-            break
-        say({"begin": case.name})
-        say(attempt(case, peers, device))
-        try:
-            device.synchronize()
-            gc.collect()  # a form refers to its module, which refers to it
-            torch.cuda.empty_cache()
-        except RuntimeError:  # a fault, after which this process can run nothing more
-            sys.exit(3)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])

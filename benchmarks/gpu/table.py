@@ -1,5 +1,6 @@
-"""The JSON of a GPU run as Markdown: what was checked, what was measured, what failed, what was not run."""
+"""The JSON of a GPU run as Markdown: checks, times, where the time goes, what failed, what was not run."""
 
+import re
 from collections import Counter
 
 SHORT = {"memory-efficient": "checkpointed", "max-autotune-no-cudagraphs": "autotuned"}
@@ -26,8 +27,17 @@ def time_text(microseconds: float | None) -> str:
     return f"{microseconds:.1f} us" if microseconds < 1e3 else f"{microseconds / 1e3:.3g} ms"
 
 
-def line_of(row: dict, data: dict) -> str:
-    """One row in a line, as it is found."""
+def line_of(what: str, entry: dict, data: dict) -> str:
+    """An entry in a line, as it is found."""
+    if what == "rows":
+        return _of_row(entry, data)
+    if what == "profiles":
+        of = [f"{name} {_in_short(one)}" for name, one in entry["of"].items()]
+        return f"{entry['name']}: {'; '.join(of)}"
+    return f"{entry['name']}: {entry['what']}"
+
+
+def _of_row(row: dict, data: dict) -> str:
     own, part = row["graph_us"].get("fastnest"), share(row, data["rates"])
     peers = [f"x {SHORT.get(p, p)} {value:.2f} ({WAYS[w]})" for w in WAYS for p, value in row["ratios"][w].items()]
     words = [time_text(own), "-" if part is None else f"{part:.0%} of roofline", *peers, "; ".join(row["runs"])]
@@ -42,7 +52,16 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join([_line(head), _line(["--", *["--:"] * (len(head) - 1)]), *map(_line, lines)])
 
 
-def heading(data: dict) -> str:
+LEGEND = (
+    "Times are medians with a cold L2 cache: `graph / called`, a replay of a CUDA graph on the device alone, and one "
+    "call from Python on an idle GPU, launches and all. `x eager` is eager's time over fastnest's, launched the same "
+    "way: below 1 fastnest is slower. The roofline is the larger of bytes at the rate of the copy and flops at that of "
+    "the product."
+)
+
+
+def machine(data: dict) -> str:
+    """Card, versions and day, and what the card reaches."""
     device, rates = data.get("device", {}), data["rates"]
     reached = "rates not measured"
     if rates:
@@ -51,15 +70,18 @@ def heading(data: dict) -> str:
             f"copy {rates['copy_bytes_per_second'] / 1e12:.2f} TB/s (read and written), torch's product {products}"
         )
     return (
-        f"{data['card']}, driver {device.get('driver') or 'unknown'}, torch {data['torch']}, triton "
-        f"{data.get('triton') or 'none'}, Python {data['python']}, commit {data['commit'] or 'unknown'}, "
-        f"{data['date'][:10]}. Measured in the same run: {reached}.\n\n"
-        "Times are medians, L2 cold. `graph`: a replay of a CUDA graph, on the device alone; `called`: one call from "
-        "Python on an idle GPU, launches and all. `x eager` is eager's time over fastnest's, in the same way of "
-        'launching. `max-autotune` is `torch.compile(mode="max-autotune")`, which has CUDA graphs of its own; '
-        "`autotuned` is max-autotune-no-cudagraphs, captured as the others are. The roofline is the larger of bytes "
-        "at the copy's rate and flops at the product's. Memory is what torch's allocator holds at the peak of a "
-        "training step beyond what it held before, its gradients counted."
+        f"Measured on one {data['card']}, driver {device.get('driver') or 'unknown'}, torch {data['torch']}, triton "
+        f"{data.get('triton') or 'none'}, Python {data['python']}, fastnest {data['fastnest']}, commit "
+        f"{data['commit'][:12] or 'unknown'}, {data['date'][:10]}. In the same run: {reached}."
+    )
+
+
+def heading(data: dict) -> str:
+    """The machine, and what every column means."""
+    return (
+        f"{machine(data)}\n\n{LEGEND} `compile`, `max-autotune` and `autotuned` are `torch.compile`: as it comes, "
+        "tuned with CUDA graphs of its own, and tuned without them, captured as the others are. Memory is what torch's "
+        "allocator holds at the peak of a training step beyond what it held before, its gradients counted."
     )
 
 
@@ -103,12 +125,95 @@ def rows_table(rows: list[dict], rates: dict) -> str:
     return f"**{title}**\n\n{_table(head, lines)}"
 
 
+def _in_short(profile: dict) -> str:
+    """Of a contestant's profile, a call."""
+    kernels, host = time_text(profile["kernels_us"]), time_text(profile["host_us"])
+    return (
+        f"{kernels} of kernels in {profile['launches']:.0f} launches, host {host}, both {time_text(profile['wall_us'])}"
+    )
+
+
+def profiles(data: dict, kernels: int = 6) -> list[str]:
+    """Where the time goes: of every case the kernels that take the most, of fastnest and of eager."""
+    measured = {row["name"] for row in data["rows"]}
+    parts = []
+    for one in data["profiles"]:
+        lines = []
+        for name, profile in one["of"].items():
+            for kernel in profile["kernels"][:kernels]:
+                share = kernel["us"] / profile["kernels_us"]
+                cells = [
+                    name,
+                    f"`{_shorter(kernel['name'])}`",
+                    f"{kernel['count']:.0f}",
+                    time_text(kernel["us"]),
+                    f"{share:.0%}",
+                ]
+                lines.append(cells)
+            left = profile["kernels_us"] - sum(kernel["us"] for kernel in profile["kernels"][:kernels])
+            launches = profile["launches"] - sum(kernel["count"] for kernel in profile["kernels"][:kernels])
+            if launches > 0.5:
+                share = left / profile["kernels_us"]
+                lines.append([name, "all others", f"{launches:.0f}", time_text(left), f"{share:.0%}"])
+        said = ". ".join(f"{name}: {_in_short(profile)}" for name, profile in one["of"].items())
+        doubt = "" if one["name"] in measured else " Its results were not compared in this run, or were wrong."
+        head = _table(["", "kernel", "launches", "time", "share"], lines)
+        parts.append(f"**{one['name']}**\n\n{said}.{doubt}\n\n{head}")
+    return parts
+
+
+def _shorter(kernel: str) -> str:
+    """A kernel's name as a cell has room for it: without what C++ puts around it."""
+    name = re.sub(r"^void |\(anonymous namespace\)::|at::native::|std::", "", kernel)
+    name = name.replace("|", "\\|").replace("`", "'")
+    return name if len(name) <= 72 else f"{name[:69]}..."
+
+
+def summary(data: dict) -> str:
+    """One line a case, of fastnest as it chooses its kernels; those forced on CUDA C++ as a column of it."""
+    forced = {(r["subject"], r["mode"], r["dtype"], *r["sizes"].values()): r for r in data["rows"] if r["backend"]}
+    lines = []
+    for row in data["rows"]:
+        if row["backend"]:
+            continue
+        other = forced.get((row["subject"], row["mode"], row["dtype"], *row["sizes"].values()))
+        part = share(row, data["rates"])
+        sizes = " ".join(f"{letter.upper()} {size}" for letter, size in row["sizes"].items() if size)
+        cells = [f"{row['subject']} {row['mode']} {row['dtype']}, {sizes}"]
+        cells += [_both(row, "eager"), _both(row, "fastnest"), _both(other, "fastnest") if other else ""]
+        cells.append(" / ".join(_number(row["ratios"][way].get("eager"), 1) for way in ("graph", "call")))
+        lines.append([*cells, "-" if part is None else f"{part:.0%}"])
+    head = ["", "eager", "fastnest", "its CUDA C++", "**x eager**", "of roofline"]
+    return _table(head, lines)
+
+
+def _both(row: dict, contestant: str) -> str:
+    return " / ".join(time_text(row[f"{way}_us"].get(contestant)) for way in ("graph", "call"))
+
+
 def _peers(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(peer for row in rows for peer in row["call_us"] if peer != "fastnest"))
 
 
 def _number(value: float | None, unit: float) -> str:
     return "-" if value is None else f"{value / unit:.2f}"
+
+
+def problems(data: dict) -> list[str]:
+    """What failed, and what was not run."""
+    found = [*data["tests"], *data["sanitizers"]]
+    lines = [
+        f"FAILED {one['op']} {one['backend']} {one['dtype']} {one.get('check', one.get('tool'))}: {one['what']}"
+        for one in found
+        if one["verdict"] == "failed"
+    ]
+    lines += [f"FAILED {one['name']} ({one['stage']}): {one['what']}" for one in data["failures"]]
+    for row in data["rows"]:
+        lines += [f"{row['name']}: no CUDA graph of {name}: {what}" for name, what in row["no_graph"].items()]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in data["not_measured"]:
+        reasons.setdefault((one["stage"], one["what"]), []).append(one["name"])
+    return lines + [f"Not run in {stage}, {what}: {', '.join(names)}." for (stage, what), names in reasons.items()]
 
 
 def markdown(data: dict) -> str:
@@ -118,14 +223,13 @@ def markdown(data: dict) -> str:
         key = (row["subject"], row["mode"], row["dtype"], row["backend"], tuple(row["sizes"]))
         groups.setdefault(key, []).append(row)
     parts = [heading(data), checks(data), *(rows_table(rows, data["rates"]) for rows in groups.values())]
-    found = [*data["tests"], *data["sanitizers"]]
-    failed = [
-        f"FAILED {one['op']} {one['backend']} {one.get('check', one.get('tool'))}: {one['what']}"
-        for one in found
-        if one["verdict"] == "failed"
-    ]
-    failed += [f"FAILED {one['name']}: {one['what']}" for one in data["failures"]]
-    for row in data["rows"]:
-        failed += [f"{row['name']}: no CUDA graph of {name}: {what}" for name, what in row["no_graph"].items()]
-    missing = [f"{one['name']}: {one['what']}" for one in data["not_measured"]]
-    return "\n\n".join([*parts, *failed, *missing]) + "\n"
+    return "\n\n".join([*parts, *profiles(data), *problems(data)]) + "\n"
+
+
+def short(data: dict) -> str:
+    """What a README has room for: the machine, a line a case, and how much was checked."""
+    tests = Counter(one["verdict"] for one in [*data["tests"], *data["sanitizers"]])
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in tests.items())
+    failed = [f"{one['name']}: {one['what']}" for one in data["failures"]]
+    parts = [machine(data), LEGEND, summary(data), f"Checks in that run: {counted}.", *failed]
+    return "\n\n".join(parts) + "\n"

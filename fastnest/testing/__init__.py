@@ -3,13 +3,23 @@
 from functools import partial
 
 from .case import Case
-from .chains import dense_chain_cases, residual_chain_cases, small_dense_chain_cases, small_residual_chain_cases
+from .chains import (
+    dense_chain_cases,
+    real_dense_chain_cases,
+    real_residual_chain_cases,
+    residual_chain_cases,
+    small_dense_chain_cases,
+    small_residual_chain_cases,
+)
 from .comparison import ULPS, Expected, assert_close, assert_same_bits, expect
 from .cost import bytes_moved, flops, flops_of_maps
 from .guard import before_a_guard_page, behind_a_guard_page
 from .images import (
     batch_stats_cases,
     dense_block2d_cases,
+    real_batch_stats_cases,
+    real_dense_block2d_cases,
+    real_residual_block2d_cases,
     residual_block2d_cases,
     small_batch_stats_cases,
     small_dense_block2d_cases,
@@ -18,12 +28,15 @@ from .images import (
 from .running import Call, Results, as_tuple, flat, instruction_set, kernel, kernels, prepare, run, unflat, with_value
 
 _CASES = {
-    "residual_chain": (residual_chain_cases, small_residual_chain_cases),
-    "dense_chain": (dense_chain_cases, small_dense_chain_cases),
-    "batch_stats": (batch_stats_cases, small_batch_stats_cases),
-    "dense_block2d": (dense_block2d_cases, small_dense_block2d_cases),
+    "residual_chain": (residual_chain_cases, small_residual_chain_cases, real_residual_chain_cases),
+    "dense_chain": (dense_chain_cases, small_dense_chain_cases, real_dense_chain_cases),
+    "batch_stats": (batch_stats_cases, small_batch_stats_cases, real_batch_stats_cases),
+    "dense_block2d": (dense_block2d_cases, small_dense_block2d_cases, real_dense_block2d_cases),
 } | {
-    op: (partial(residual_block2d_cases, op), partial(small_residual_block2d_cases, op))
+    op: tuple(
+        partial(cases, op)
+        for cases in (residual_block2d_cases, small_residual_block2d_cases, real_residual_block2d_cases)
+    )
     for op in ("bottleneck2d", "basic_block2d")
 }
 OPS = tuple(_CASES)
@@ -37,6 +50,11 @@ def sample_inputs(op: str) -> list[Case]:
 def small_inputs(op: str) -> list[Case]:
     """A few numbers for every activation and kind of an op: for derivatives by finite differences, and compilers."""
     return list(_CASES[op][1]())
+
+
+def real_inputs(op: str) -> list[Case]:
+    """Sizes that an op has in networks people train, which are too much for float64 on a CPU."""
+    return list(_CASES[op][2]())
 
 
 __all__ = [
@@ -60,6 +78,7 @@ __all__ = [
     "kernel",
     "kernels",
     "prepare",
+    "real_inputs",
     "run",
     "sample_inputs",
     "small_inputs",

@@ -90,6 +90,16 @@ def dense_chain_cases() -> Iterator[Case]:
     yield case(20000, 20, (8, 8))
 
 
+def real_residual_chain_cases() -> Iterator[Case]:
+    sizes = {"n": 4000, "m": 512, "k": 64, "l": 16}
+    yield Case("residual_chain", sizes, ("mid", "mid_bias", "scale", "shift"))
+
+
+def real_dense_chain_cases() -> Iterator[Case]:
+    sizes = {"n": 4000, "m": 64, "d": (32,) * 16, "h": ()}
+    yield Case("dense_chain", sizes, ("scale", "shift"))
+
+
 def small_residual_chain_cases() -> Iterator[Case]:
     for activation in ACTIVATIONS:
         for absent, pre_activation, features, last_up in (

@@ -27,6 +27,10 @@ def batch_stats_cases() -> Iterator[Case]:
         yield Case("batch_stats", {"n": 50, "c": 17}, layout=layout)
 
 
+def real_batch_stats_cases() -> Iterator[Case]:
+    yield Case("batch_stats", {"n": 32, "c": 256, "h": 28, "w": 28}, layout="channels last")
+
+
 def small_batch_stats_cases() -> Iterator[Case]:
     yield Case("batch_stats", {"n": 6, "c": 5})
     yield Case("batch_stats", {"n": 3, "c": 5, "h": 2, "w": 3})
@@ -61,6 +65,12 @@ def dense_block2d_cases() -> Iterator[Case]:
     yield case(1, 8, 56, 57, (12, 12), (24, 24))  # many bands of lines
     yield case(1, 1030, 3, 3, (48,), (96,))  # few pixels, many channels: more weights than activations
     yield case(33, 12, 14, 14, (8, 8))  # long sums in the weights' gradients
+
+
+def real_dense_block2d_cases() -> Iterator[Case]:
+    # DenseNet-121's second block.
+    sizes = {"n": 8, "c": 128, "h": 28, "w": 28, "d": (32,) * 12, "b": (128,) * 12}
+    yield Case("dense_block2d", sizes, (*EVALUATION, "dropout"), layout="channels last")
 
 
 def small_dense_block2d_cases() -> Iterator[Case]:
@@ -115,6 +125,12 @@ def residual_block2d_cases(op: str) -> Iterator[Case]:
         yield case(2, 24, 56, 57, 12, 40, kind)  # many bands of lines
         yield case(33, 20, 14, 14, 8, 40, kind)  # long sums in the weights' gradients
     yield case(2, 520, 3, 3, 130, 520, RESIDUAL_KINDS[0])  # few pixels, many channels: more weights than activations
+
+
+def real_residual_block2d_cases(op: str) -> Iterator[Case]:
+    # Of a ResNet-50's first stage and of a wide ResNet's second one.
+    n, c, size, k = (16, 256, 56, 64) if op == "bottleneck2d" else (16, 256, 16, 256)
+    yield _residual_block2d_case(op, n, c, size, size, k, c, RESIDUAL_KINDS[0])
 
 
 def small_residual_block2d_cases(op: str) -> Iterator[Case]:

@@ -1,8 +1,9 @@
-"""Checks of an op's kernels on a GPU: checks.py OP DTYPE CHECK [...] [--backend B] [--part I/K] [--until SECONDS].
+"""Checks of an op's kernels on a GPU: checks.py OP DTYPE CHECK [...] [--backend B] [--part I/K], --list, or --serve.
 
 Plain functions, so that a machine without pytest runs them; test_gpu.py and `make gpu` start this file in processes of
 their own, because a kernel that faults takes its process's GPU context with it. One JSON line a check goes to stdout.
---until is in seconds of `time.time`: what is left by then is said to be unfinished. --list prints every job.
+--list prints every job of a whole run, --serve takes jobs from stdin (benchmarks/gpu/children.py); a job may have
+"until", in seconds of `time.time`: what is left by then is said to be unfinished.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from functools import partial
 import torch
 
 from fastnest import _backend
+from fastnest.benchmarks.gpu.children import serve
 from fastnest.testing import (
     OPS,
     Case,
@@ -24,6 +26,7 @@ from fastnest.testing import (
     assert_same_bits,
     expect,
     prepare,
+    real_inputs,
     run,
     sample_inputs,
     small_inputs,
@@ -89,6 +92,11 @@ class Check:
         """Some contiguous ones with something to compute, from all over the list."""
         dense = [one for one in sample_inputs(self.op) if one.sizes["n"] and one.is_contiguous]
         return dense[:: -(-len(dense) // count)]
+
+
+def first(check: Check) -> Checked:
+    """One awkward size and what networks have, against float64: what is wrong everywhere is seen here at once."""
+    return check.each([*check.few(1), *real_inputs(check.op)], check.compare)
 
 
 def outputs_and_gradients(check: Check) -> Checked:
@@ -178,6 +186,7 @@ def compiled(check: Check) -> Checked:
     """torch.compile keeps the operators whole; outputs and gradients are those of a plain call."""
 
     def whole(one: Case) -> None:
+        torch._dynamo.reset()  # it gives up on a function that it has compiled too often
         call = check.prepare(one)
         call.case = Compiled(torch.compile(one.call, fullgraph=True))
         check.compare(one, actual=call.step())
@@ -285,14 +294,14 @@ def smallest(check: Check) -> Checked:
 CHECKS = {
     function.__name__: function
     for function in (
-        *(outputs_and_gradients, nan_and_infinity, repeats, graphs, streams, compiled, chosen),
+        *(first, outputs_and_gradients, nan_and_infinity, repeats, graphs, streams, compiled, chosen),
         *(large, smallest),
     )
 }
 # Unasked, which of two backends runs is a matter of measurement.
-BESIDE = {"cuda": ("graphs", "streams", "repeats", "compiled", "nan_and_infinity")}
+BESIDE = {"cuda": ("graphs", "streams", "repeats", "nan_and_infinity", "compiled")}
 BESIDE["triton"] = ("chosen", *BESIDE["cuda"])
-PARTS = 3
+PARTS = 6
 
 
 def kernels() -> list[dict]:
@@ -302,21 +311,25 @@ def kernels() -> list[dict]:
 
 
 def jobs() -> Iterator[dict]:
-    """Every process of a whole run, by worth: op, backend, dtype, checks, part; large: it takes most of the memory."""
+    """Every check of a whole run, by risk.
+
+    What may be wrong everywhere: one awkward and one real size in every dtype. What no CPU shows: more memory than 32
+    bits count, graphs, streams, repeats. Then all the rest, a part of every dtype at a time.
+    """
     every = kernels()
-    for dtype in DTYPES[:2]:
-        for one in every:
-            yield {**one, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"0/{PARTS}"}
-    for one in every:
-        yield {**one, "dtype": "bfloat16", "checks": ["large"], "large": True}
-        yield {**one, "dtype": "bfloat16", "checks": list(BESIDE[one["backend"]])}
+
+    def job(one: dict, dtype: str, check: str, part: str = "0/1") -> dict:
+        return {**one, "dtype": dtype, "check": check, "part": part}
+
+    for dtype in ("bfloat16", "float32", "float16", "tf32"):
+        yield from (job(one, dtype, "first") for one in every)
+    yield from (job(one, "bfloat16", "large") for one in every)
+    for dtype in ("bfloat16", "float32"):
+        for name in BESIDE["triton"]:
+            yield from (job(one, dtype, name) for one in every if name in BESIDE[one["backend"]])
     for part in range(PARTS):
-        for dtype in DTYPES if part == 0 else DTYPES[:3]:
-            for one in every:
-                if part or dtype not in DTYPES[:2]:
-                    yield {**one, "dtype": dtype, "checks": ["outputs_and_gradients"], "part": f"{part}/{PARTS}"}
-    for one in every:
-        yield {**one, "dtype": "float32", "checks": list(BESIDE[one["backend"]])}
+        for dtype in DTYPES:
+            yield from (job(one, dtype, "outputs_and_gradients", f"{part}/{PARTS}") for one in every)
 
 
 def report(name: str, check: Check, label: str) -> dict:
@@ -346,15 +359,27 @@ def report(name: str, check: Check, label: str) -> dict:
     }
 
 
+def work(job: dict, device) -> Iterator[dict]:
+    """A job of `jobs`, with "until" if its time has an end; ends with the process where the GPU has a fault."""
+    label = job["dtype"]
+    device.take_float32(tf32=label == "tf32")
+    dtype = getattr(torch, label.replace("tf32", "float32"))
+    part = tuple(map(int, job.get("part", "0/1").split("/")))
+    check = Check(job["op"], dtype, device, job["backend"], part, job.get("until", float("inf")))
+    yield report(job["check"], check, label)
+    device.synchronize()
+    device.free_bytes()  # for the other processes
+
+
 def main(words: list[str], device=None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("op", nargs="?")
     parser.add_argument("dtype", nargs="?", choices=DTYPES)
     parser.add_argument("checks", nargs="*")
     parser.add_argument("--part", default="0/1")
-    parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args(words)
     if arguments.list:
         print(json.dumps({"jobs": list(jobs())}))
@@ -363,15 +388,15 @@ def main(words: list[str], device=None) -> int:
         from fastnest.benchmarks.gpu.device import Gpu
 
         device = Gpu()
-    device.take_float32(tf32=arguments.dtype == "tf32")
-    dtype = getattr(torch, arguments.dtype.replace("tf32", "float32"))
-    part = tuple(map(int, arguments.part.split("/")))
-    check = Check(arguments.op, dtype, device, arguments.backend, part, arguments.until)
+    if arguments.serve:
+        serve(lambda job: work(job, device))
+        return 0
     failed = False
     for name in arguments.checks:
-        line = report(name, check, arguments.dtype)
-        print(json.dumps(line), flush=True)
-        failed |= line["verdict"] == "failed"
+        job = {"op": arguments.op, "backend": arguments.backend, "dtype": arguments.dtype, "check": name}
+        for line in work({**job, "part": arguments.part}, device):
+            print(json.dumps(line), flush=True)
+            failed |= line["verdict"] == "failed"
     return int(failed)
 
 

@@ -54,5 +54,10 @@ class StandIn:
         step()
         return 2**20
 
+    def profile(self, step: Callable[[], object]) -> dict:
+        step()
+        kernels = [{"name": "a_kernel", "count": 1.0, "us": 2.0}]
+        return {"host_us": 1.0, "wall_us": 3.0, "launches": 1.0, "kernels_us": 2.0, "kernels": kernels}
+
     def rates(self) -> dict:
         return {"copy_bytes_per_second": 1e12, "flops_per_second": {"bfloat16": 1e14, "float32": 1e13}}

@@ -10,7 +10,7 @@ from gpu.stand_in import StandIn
 from marks import needs_cpp
 
 import fastnest
-from fastnest.testing import OPS, Call
+from fastnest.testing import OPS, Call, real_inputs, small_inputs
 
 CPP = fastnest.backends()["cpp"] == "available"
 BACKEND = "cpp" if CPP else "reference"
@@ -112,23 +112,10 @@ def test_what_is_built_in_cuda_is_checked_too(built, monkeypatch):
     """Everything but what runs unasked, in as many parts and dtypes as Triton's."""
     names = [f"{op}_forward" for op in built]
     monkeypatch.setattr(checks._backend, "registered", lambda name: ("cuda",) if name in names else ())
-    jobs = list(checks.jobs())
-    found = {
-        (job["op"], job["dtype"], name, job.get("part")) for job in jobs for name in job["checks"] if name != "chosen"
-    }
-    of = {backend: {key for key in found if backend_of(jobs, key, backend)} for backend in ("triton", "cuda")}
-    assert of["triton"] == found
-    assert of["cuda"] == {key for key in found if key[0] in built}
-    assert "chosen" not in {name for job in jobs if job["backend"] == "cuda" for name in job["checks"]}
-
-
-def backend_of(jobs: list[dict], key: tuple, backend: str) -> bool:
-    op, dtype, name, part = key
-    return any(
-        (job["op"], job["dtype"], job.get("part"), job["backend"]) == (op, dtype, part, backend)
-        and name in job["checks"]
-        for job in jobs
-    )
+    of = {"triton": set(), "cuda": set()}
+    for job in checks.jobs():
+        of[job["backend"]].add((job["op"], job["dtype"], job["check"], job["part"]))
+    assert of["cuda"] == {key for key in of["triton"] if key[0] in built and key[2] != "chosen"}
 
 
 def test_another_backend_is_found(monkeypatch):
@@ -178,11 +165,46 @@ def test_main_says_a_line_a_check(capsys):
 
 def test_jobs_are_every_check_of_every_op_and_dtype():
     jobs = list(checks.jobs())
-    names = {name for job in jobs for name in job["checks"]} | {"smallest"}
-    assert names == set(checks.CHECKS)
+    assert {job["check"] for job in jobs} | {"smallest"} == set(checks.CHECKS)
     for op in OPS:
-        for dtype in checks.DTYPES[:3]:
+        for dtype in checks.DTYPES:
             these = [job for job in jobs if (job["op"], job["dtype"], job["backend"]) == (op, dtype, "triton")]
-            parts = [job["part"] for job in these if job.get("part")]
-            assert sorted(parts) == [f"{i}/{checks.PARTS}" for i in range(checks.PARTS)]
+            parts = [job["part"] for job in these if job["check"] == "outputs_and_gradients"]
+            assert parts == [f"{i}/{checks.PARTS}" for i in range(checks.PARTS)]
+            assert these[0]["check"] == "first"
     assert len({json.dumps(job) for job in jobs}) == len(jobs)
+
+
+def test_jobs_come_by_risk():
+    """Nothing comes again in full before everything has come once."""
+    order = list(dict.fromkeys((job["check"], job["dtype"]) for job in checks.jobs()))
+    names = [name for name, _ in order]
+    assert names[:5] == [*["first"] * len(checks.DTYPES), "large"]
+    assert [dtype for _, dtype in order[:4]] == ["bfloat16", "float32", "float16", "tf32"]
+    risky = {"chosen", "graphs", "streams", "repeats", "compiled", "nan_and_infinity"}
+    assert {name for name, dtype in order[5:11] if dtype == "bfloat16"} == risky
+    assert {name for name, dtype in order[11:17] if dtype == "float32"} == risky
+    assert set(names[17:]) == {"outputs_and_gradients"}
+
+
+def test_the_first_check_has_an_awkward_size_and_a_real_one(monkeypatch):
+    for op in OPS:
+        (real,) = real_inputs(op)
+        assert real.sizes["n"] * real.x_shape[1] >= 1000
+        assert all(size > 0 for size in real.y_shape)
+    small = small_inputs("dense_chain")[:1]
+    monkeypatch.setattr(checks, "real_inputs", lambda op: small)
+    found = report("first", check("dense_chain"))
+    assert (found["verdict"], found["done"], found["of"]) == ("passed", 2, 2)
+
+
+def test_it_serves_jobs(capsys, monkeypatch):
+    served = []
+    monkeypatch.setattr(checks, "serve", lambda do: served.append(do))
+    assert checks.main(["--serve"], StandIn()) == 0
+    job = {"op": "batch_stats", "backend": BACKEND, "dtype": "bfloat16", "check": "smallest", "part": "0/1"}
+    (line,) = served[0](job)
+    assert {key: line[key] for key in job} == job
+    assert line["verdict"] == "passed"
+    (late,) = served[0]({**job, "until": 0.0})
+    assert (late["verdict"], late["what"]) == ("not run", "no time left")

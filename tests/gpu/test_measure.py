@@ -1,15 +1,22 @@
 """What is timed on a GPU and how a row comes about, with the CPU and a clock of ones and twos in its place."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from gpu.stand_in import StandIn
+from torch.autograd import DeviceType
 
 import fastnest
 from fastnest.benchmarks import contest, run
 from fastnest.benchmarks import problem as problem_module
-from fastnest.benchmarks.gpu import cases, measure
+from fastnest.benchmarks.gpu import cases, device, measure, work
 from fastnest.benchmarks.problem import Case, output_gradient
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,9 +34,22 @@ def test_every_group_begins_before_any_goes_on():
     groups = cases.groups()
     assert len(names) == len(set(names)) == sum(map(len, groups.values()))
     assert names[: len(groups)] == [group[0].name for group in groups.values()]
-    compiled = cases.in_order(compiled=True)
-    assert sorted(case.name for case in compiled) == sorted(names)
-    assert compiled[-1].subject == "DenseNet-121"
+    assert cases.named(names[-1]).name == names[-1]
+
+
+def test_cheap_peers_come_first_and_whole_networks_last():
+    pairs = cases.beside_compiled()
+    assert len({(case.name, peer) for case, peer in pairs}) == len(pairs)
+    network = [cases.is_network(case) for case, _ in pairs]
+    assert network == sorted(network)
+    quick = [peer for (_, peer), one in zip(pairs, network, strict=True) if not one]
+    assert list(dict.fromkeys(quick)) == list(cases.COMPILED)
+    assert quick == sorted(quick, key=cases.COMPILED.index)
+    modes = [case.mode for (case, _), one in zip(pairs, network, strict=True) if one]
+    assert modes == sorted(modes)  # forward before the training step
+    limits = [cases.compile_limit(case) for case, _ in pairs]
+    assert min(limits) < 100 < 95 * 2 < limits[-1]  # of a training step of DenseNet-121, which took more than 95 s
+    assert {peer for _, peer in cases.beside_compiled(["compile"])} == {"compile"}
 
 
 def test_cases_cover_what_is_promised():
@@ -62,8 +82,7 @@ def test_what_is_built_in_cuda_is_timed_beside_triton(monkeypatch):
     assert len(cuda) == len(plain)
     assert {case.peers for case in cuda} == {("triton", "eager")}
     assert set(cases.AT_ONCE) >= {"triton", "eager"}
-    assert {case.backend for case in measure.chosen("first")} == {"", "cuda"}
-    assert {case.backend for case in measure.chosen("compiled")} == {""}
+    assert {case.backend for case, _ in cases.beside_compiled()} == {""}
 
 
 @pytest.mark.skipif(BACKEND != "cpp", reason="the C++ kernels are not built")
@@ -80,28 +99,32 @@ def test_a_row_of_two_backends(mode, monkeypatch):
     assert runs == [
         f"1 x residual_chain on {name} (forced by fastnest.backend({name!r}))" for name in ("cpp", "reference")
     ]
-    row = measure.attempt(case, (*cases.AT_ONCE, "reference"), StandIn())["row"]
+    row = measure.measure(case, (*cases.AT_ONCE, "reference"), StandIn())
     assert (row["name"], row["backend"]) == (f"{SMALL[0].name.replace('train', mode)}-cpp", "cpp")
     assert set(row["graph_us"]) == set(row["error"]) == {"fastnest", "reference", "eager"}
 
 
 def test_a_backend_that_cannot_run_is_told():
-    found = measure.attempt(replace(SMALL[0], backend="nothing"), cases.AT_ONCE, StandIn())
-    assert "unknown backend 'nothing'" in found["failure"]["what"]
+    with pytest.raises(ValueError, match="unknown backend 'nothing'"):
+        measure.measure(replace(SMALL[0], backend="nothing"), cases.AT_ONCE, StandIn())
 
 
-def test_chosen_by_name_and_behind_the_one_that_died():
-    every = [case.name for case in measure.chosen("first")]
-    assert every == [case.name for case in cases.in_order()]
-    assert [case.name for case in measure.chosen("first", "", every[2])] == every[3:]
-    dense = [case.name for case in measure.chosen("compiled", "dense_chain-train")]
-    assert all(name.startswith("dense_chain-train") for name in dense)
-    assert [case.name for case in measure.chosen("compiled", "dense_chain-train", dense[-1])] == []
+def test_cases_are_listed_by_name_with_their_peers():
+    every = work.listed("", None)
+    assert list(every["cases"]) == [case.name for case in cases.in_order()]
+    assert len(every["compiled"]) == len(cases.beside_compiled())
+    dense = work.listed("^dense_chain-train", ["compile"])
+    assert all(name.startswith("dense_chain-train") for name in dense["cases"])
+    assert {tuple(peers) for peers in dense["cases"].values()} <= {("eager",)}
+    assert {(pair["peer"], pair["alone"]) for pair in dense["compiled"]} == {("compile", False)}
+    network = work.listed("DenseNet-121-train", None)
+    assert next(iter(network["cases"].values())) == ["eager", "memory-efficient"]
+    assert all(pair["alone"] for pair in network["compiled"])
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_a_row(case):
-    row = measure.attempt(case, cases.AT_ONCE, StandIn())["row"]
+    row = measure.measure(case, cases.AT_ONCE, StandIn())
     assert {key: row[key] for key in ("name", "subject", "mode", "dtype", "sizes")} == {
         "name": case.name,
         "subject": case.subject,
@@ -119,45 +142,119 @@ def test_a_row(case):
 
 
 def test_images_step_on_a_channels_last_gradient():
-    runs = measure.attempt(SMALL[2], cases.AT_ONCE, StandIn())["row"]["runs"]
+    runs = measure.measure(SMALL[2], cases.AT_ONCE, StandIn())["runs"]
     assert "copied" not in runs[0]
 
 
 def test_compiled_peers_and_their_graphs():
     case = replace(SMALL[1], peers=("eager", *cases.COMPILED))
-    row = measure.attempt(case, ("eager", *cases.COMPILED), StandIn())["row"]
+    row = measure.measure(case, ("eager", *cases.COMPILED), StandIn())
     assert set(row["call_us"]) == {"fastnest", "eager", *cases.COMPILED}
-    assert set(row["graph_us"]) == {"fastnest", "eager", "max-autotune-no-cudagraphs"}  # the other has its own
-    at_once = measure.attempt(case, cases.AT_ONCE, StandIn())["row"]
+    assert set(row["graph_us"]) == set(row["call_us"]) - {"max-autotune"}  # which has its own
+    at_once = measure.measure(case, cases.AT_ONCE, StandIn())
     assert set(at_once["call_us"]) == {"fastnest", "eager"}
 
 
-def test_wrong_numbers_have_no_speed():
+@pytest.fixture
+def small(monkeypatch):
+    """The small cases, as if they were those of a GPU."""
+    monkeypatch.setattr(cases, "groups", lambda: {case.name: [case] for case in SMALL})
+
+
+def answer(what: str, case: Case, *peers: str, build=run.problem, device=None) -> dict:
+    return work.answer({"do": what, "name": case.name, "peers": peers}, device or StandIn(), build)
+
+
+def test_answers(small):
+    assert answer("measure", SMALL[1], "eager")["rows"]["name"] == SMALL[1].name
+    assert answer("compile", SMALL[1], "fastnest")["compiled"].keys() == {"name", "peer", "seconds", "what"}
+    assert work.answer({"do": "rates"}, StandIn()).keys() == {"rates", "device"}
+    assert list(work.answer({"do": "list", "only": "dense", "peers": None}, StandIn())["cases"]) == [SMALL[1].name]
+    (line,) = work.work({"do": "rates"}, StandIn())
+    assert line["device"]["card"] == "Stand In (R) 5"
+
+
+def test_wrong_numbers_have_no_speed(small):
     def build(case, device):
         problem = run.problem(case, device)
         call = problem.forms["fastnest"].call
         problem.forms["fastnest"].call = lambda *leaves: call(*leaves) * 1.1
         return problem
 
-    found = measure.attempt(SMALL[1], cases.AT_ONCE, StandIn(), build)
-    assert found["failure"]["name"] == SMALL[1].name
-    assert found["failure"]["what"].startswith("wrong numbers, no speed reported: ")
+    found = answer("measure", SMALL[1], "eager", build=build)
+    assert found["failures"]["name"] == SMALL[1].name
+    assert found["failures"]["what"].startswith("wrong numbers, no speed reported: ")
 
 
-def test_what_cannot_be_built_or_captured_is_told():
+def test_what_cannot_be_built_or_captured_is_told(small):
     def build(case, device):
         raise torch.OutOfMemoryError("no room")
 
-    assert measure.attempt(SMALL[0], cases.AT_ONCE, StandIn(), build)["failure"]["what"] == "OutOfMemoryError: no room"
+    for what in ("measure", "compile", "profile"):
+        assert answer(what, SMALL[0], "eager", build=build)["failures"]["what"] == "OutOfMemoryError: no room"
 
     class NoGraphs(StandIn):
         def capture(self, step):
             raise RuntimeError("not now")
 
-    row = measure.attempt(SMALL[0], cases.AT_ONCE, NoGraphs())["row"]
+    row = answer("measure", SMALL[0], "eager", device=NoGraphs())["rows"]
     assert row["no_graph"] == dict.fromkeys(("fastnest", "eager"), "RuntimeError: not now")
     assert row["graph_us"] == row["ratios"]["graph"] == {}
     assert row["call_us"]
+
+
+def test_a_fault_behind_an_answer_ends_the_process(small):
+    class Faulty(StandIn):
+        def synchronize(self):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    lines = work.work({"do": "rates"}, Faulty())
+    next(lines)
+    with pytest.raises(SystemExit):
+        next(lines)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_a_profile_is_of_fastnest_and_of_eager(case):
+    found = measure.profile(case, StandIn())
+    assert list(found["of"]) == ["fastnest", "eager"]
+    assert found["flops"] > 0
+    assert f"on {BACKEND}" in found["runs"][0] or BACKEND == "reference"
+
+
+def test_kernels_of_a_profile():
+    """As torch's profiler has them: events with a device, a name and a range of time."""
+
+    def event(name: str, microseconds: float, device=DeviceType.CUDA):
+        return SimpleNamespace(
+            name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: microseconds)
+        )
+
+    events = [event("a", 2.0), event("b", 10.0), event("a", 4.0), event("aten::mm", 99.0, DeviceType.CPU)] * 3
+    found = device.kernels_of(events, 3)
+    assert found == {
+        "launches": 3.0,
+        "kernels_us": 16.0,
+        "kernels": [{"name": "b", "count": 1.0, "us": 10.0}, {"name": "a", "count": 2.0, "us": 6.0}],
+    }
+    many = device.kernels_of([event(f"{i}" * 200, 1.0) for i in range(2 * device.KERNELS)], 1)
+    assert (len(many["kernels"]), many["launches"]) == (device.KERNELS, 2 * device.KERNELS)
+    assert {len(kernel["name"]) for kernel in many["kernels"]} == {device.NAME}
+    assert device.kernels_of([], 3) == {"launches": 0.0, "kernels_us": 0.0, "kernels": []}
+
+
+def test_what_one_process_compiles_another_finds(tmp_path):
+    """torch.compile's caches on disk, with the choice among kernels left to the process that times."""
+    tests = Path(__file__).parents[1]
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
+    words = [sys.executable, Path(__file__).with_name("cached.py")]
+    found = [
+        json.loads(subprocess.run([*words, way], capture_output=True, text=True, check=True,
+                                  env={**os.environ, **environment}).stdout.splitlines()[-1])
+        for way in ("compile", "measure")
+    ]  # fmt: skip
+    assert found[0] == {"hit": 0, "miss": 1}
+    assert found[1] == {"hit": 1, "miss": 0}
 
 
 def test_interleaved_rounds_end_with_the_time():
