@@ -1,10 +1,13 @@
 # Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv, which the first target makes. `make gpu`
 # alone has no .venv: it uses PYTHON as it is, with the torch and triton that it has, and needs no network.
-#   make demo | test | nightly | promises | bench | docs | lint | format | gpu | clean
-# PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line.
+#   make demo | test | nightly | promises | bench | pages | docs | lint | format | gpu | gpu-build | clean
+# PYTHON, VENV, MAX_JOBS (files compiled at once), CXX, TORCH (e.g. TORCH=torch==2.11.0) can be set on the command line,
+# and of gpu-build the Python and the compute capability of the other machine, GPU_PYTHON and GPU_ARCH.
 PYTHON ?= python3
 VENV ?= .venv
 MAX_JOBS ?= 2
+GPU_PYTHON ?= python3.12
+GPU_ARCH ?= 9.0a
 # One place names the version: the build requirement in pyproject.toml.
 TORCH ?= $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PY = $(VENV)/bin/python
@@ -13,7 +16,7 @@ SOURCES = $(wildcard csrc/*.* csrc/*/*.*)
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export MAX_JOBS
 
-.PHONY: demo test nightly promises bench docs lint format gpu clean build environment
+.PHONY: demo test nightly promises bench pages docs lint format gpu gpu-build clean build environment
 .DELETE_ON_ERROR:
 
 # torch first and alone: a looser requirement met later must not pull another build of it.
@@ -59,7 +62,11 @@ promises: build
 bench: build
 	@echo "bench: every op and model against its peers, as shipped and fair, tables and pictures; an hour and a half on 2 cores"
 	$(PY) -m fastnest bench --full
-	$(PY) -m fastnest bench --show --pictures docs/images --readme README.md docs/benchmarks.md
+	$(MAKE) pages
+
+pages: build
+	@echo "pages: the tables and pictures of benchmarks/results into README and docs"
+	$(PY) -m fastnest bench --show --pictures docs/images --readme README.md docs/benchmarks.md docs/gpu.md
 
 docs: build
 	@echo "docs: the pages of docs/ into out/site, warnings as errors"
@@ -78,11 +85,15 @@ format: build
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-# GPU="--seconds 300 --out DIR": what is in GPU is passed on. Without a GPU it fails, so that nobody takes an untested
-# one for a tested one.
+# GPU="--stages checks profile --seconds 60": what is in GPU is passed on. Without a GPU it fails, so that nobody takes an
+# untested one for a tested one.
 gpu:
-	@echo "gpu: installs into $(PYTHON), checks every kernel on the GPU, times them: 8 minutes, benchmarks/results/CARD.json"
+	@echo "gpu: is it right, how fast, where does the time go: 14 minutes with $(PYTHON), benchmarks/results/CARD.json"
 	@$(PYTHON) -m benchmarks.gpu $(GPU)
+
+gpu-build: environment
+	@echo "gpu-build: fastnest/_C for $(GPU_PYTHON) and compute capability $(GPU_ARCH), which need not be here"
+	@$(PY) -m benchmarks.gpu.install $(GPU_PYTHON) $(GPU_ARCH)
 
 clean:
 	@echo "clean: removes $(VENV) and what was built"

@@ -164,8 +164,19 @@ def markdown(result: dict) -> str:
 
 
 def tables(results: Iterable[dict]) -> str:
-    """What stands between the README's marks of benchmarks."""
+    """All of them."""
     return "\n".join(map(markdown, results))
+
+
+def parts(results: Iterable[dict]) -> dict[str, str]:
+    """What stands between marks in pages: of CPUs everything, of GPUs a line a case for the README, and everything."""
+    results = list(results)
+    of_gpus = [one for one in results if is_of_gpu(one)]
+    return {
+        "benchmarks": tables(one for one in results if not is_of_gpu(one)),
+        "gpu": "\n".join(map(gpu_table.short, of_gpus)),
+        "gpu tables": tables(of_gpus),
+    }
 
 
 def _marks(what: str) -> tuple[str, str]:
@@ -178,15 +189,15 @@ def between(text: str, what: str) -> str:
     return text.split(begin, 1)[1].split(end, 1)[0].strip("\n") + "\n"
 
 
-def rewrite(path: Path, parts: dict[str, str]) -> list[str]:
+def rewrite(path: Path, texts: dict[str, str]) -> list[str]:
     """Replaces what stands between those marks that the file has; returns which. ValueError if it has none."""
     text = Path(path).read_text()
-    found = [what for what in parts if all(mark in text for mark in _marks(what))]
+    found = [what for what in texts if all(mark in text for mark in _marks(what))]
     if not found:
-        raise ValueError(f"{path} must contain {' or '.join(' and '.join(_marks(what)) for what in parts)}")
+        raise ValueError(f"{path} must contain {' or '.join(' and '.join(_marks(what)) for what in texts)}")
     for what in found:
         begin, end = _marks(what)
         before, rest = text.split(begin, 1)
-        text = f"{before}{begin}\n\n{parts[what]}\n{end}{rest.split(end, 1)[1]}"
+        text = f"{before}{begin}\n\n{texts[what]}\n{end}{rest.split(end, 1)[1]}"
     Path(path).write_text(text)
     return found

@@ -84,7 +84,8 @@ def _show_results(arguments: argparse.Namespace) -> int:
         for path, one in drawn.items():
             print(*pictures.draw(path.stem, one, arguments.pictures), sep="\n")
     for page in arguments.readme:
-        parts = {"benchmarks": report.tables(results.values())}
+        # Of what the results do not hold, a page keeps what it has.
+        parts = {what: text for what, text in report.parts(results.values()).items() if text}
         if arguments.pictures:
             parts["pictures"] = pictures.markdown(drawn, arguments.pictures, page)
         print(f"{page}: {' and '.join(report.rewrite(page, parts))} rewritten")

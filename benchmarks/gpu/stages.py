@@ -18,6 +18,7 @@ CHECKS = (ROOT / "tests" / "gpu" / "checks.py", "--serve")
 WORK = ("-m", "fastnest.benchmarks.gpu.work")
 LEAST = 10  # seconds that a job needs to be worth beginning
 LONGEST = 60  # seconds of a job that compiles nothing
+NOT_BEGUN = Ended(None, "not begun")
 
 
 def say(text: str) -> None:
@@ -87,7 +88,7 @@ def _checks(session: Session, until: float) -> list[dict]:
 def checked(session: Session, worker: Worker, job: dict, until: float) -> None:
     """One check; a process that dies is its failure."""
     found: list[dict] = []
-    ended: Ended | None = Ended(None, "not begun")
+    ended: Ended | None = NOT_BEGUN
     if time.time() < until - LEAST:
         ended = worker.do({**job, "until": until - LEAST / 2}, found.append, until=until)
     if ended is None or (found and ended.status is None):
@@ -97,6 +98,8 @@ def checked(session: Session, worker: Worker, job: dict, until: float) -> None:
         entry = {**job, "verdict": "failed" if crashed else "not run", "what": str(ended)}
         entry |= {"done": 0, "of": 0, "failed": int(crashed), "seconds": 0}
     session.record.add("tests", entry)
+    if ended == NOT_BEGUN:
+        return
     said = f"{entry['verdict']} {entry['done']}/{entry['of']} {entry['what'].splitlines()[:1] or ''}"
     say(f"{entry['op']} {entry['backend']} {entry['dtype']} {entry['check']} {entry['part']}: {said}")
 

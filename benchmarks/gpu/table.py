@@ -86,12 +86,15 @@ def heading(data: dict) -> str:
 
 
 def checks(data: dict) -> str:
-    """Per op and check: cases done of all, by dtype, and the verdict."""
+    """Per op and check: cases done of all, by dtype, and the verdict; then the checks that were not reached."""
     groups: dict[tuple, list[dict]] = {}
     for test in data["tests"]:
         groups.setdefault((test["op"], test["backend"], test["check"], test["dtype"]), []).append(test)
-    lines = []
+    lines, late = [], {}
     for (op, backend, check, dtype), tests in groups.items():
+        if all(test["verdict"] == "not run" for test in tests):
+            late.setdefault(check, []).append(f"{op} {backend} {dtype}")
+            continue
         done, of, failed = (sum(test[key] for test in tests) for key in ("done", "of", "failed"))
         verdicts = Counter(test["verdict"] for test in tests)
         said = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items()) if len(verdicts) > 1 else ""
@@ -99,7 +102,9 @@ def checks(data: dict) -> str:
     for one in data["sanitizers"]:
         tool = f"compute-sanitizer {one['tool']}"
         lines.append([one["op"], one["backend"], tool, one["dtype"], "", "", one["verdict"]])
-    return _table(["op", "backend", "check", "dtype", "cases", "failed", "verdict"], lines)
+    found = _table(["op", "backend", "check", "dtype", "cases", "failed", "verdict"], lines)
+    left = [f"{check} ({', '.join(of)})" for check, of in late.items()]
+    return f"{found}\n\nChecks that were not reached: {'; '.join(left)}." if left else found
 
 
 def rows_table(rows: list[dict], rates: dict) -> str:

@@ -50,5 +50,28 @@ def test_failures_and_what_was_not_run_are_shown(result):
     assert not run.complete(result)
 
 
-def test_readme_has_the_tables_of_the_stored_results():
-    assert report.between(README.read_text(), "benchmarks") == report.tables(report.load().values())
+def test_pages_have_the_tables_of_the_stored_results():
+    """Of CPUs and of GPUs: `make pages` writes them, nobody by hand."""
+    found = report.parts(report.load().values())
+    pages = {"benchmarks": README, "gpu": README, "gpu tables": README.parent / "docs" / "gpu.md"}
+    for what, page in pages.items():
+        assert report.between(page.read_text(), what) == found[what], f"{page.name}: make pages"
+
+
+def test_results_of_one_kind_leave_the_pages_of_the_other(tmp_path, result):
+    path, page = tmp_path / "result.json", tmp_path / "page.md"
+    path.write_text(json.dumps(result))
+    page.write_text(
+        "<!-- benchmarks: begin -->\n<!-- benchmarks: end -->\n<!-- gpu: begin -->\nkept\n<!-- gpu: end -->"
+    )
+    assert cli.main(["bench", "--show", str(path), "--readme", str(page)]) == 0
+    assert report.between(page.read_text(), "gpu") == "kept\n"
+
+
+def test_the_first_results_of_a_gpu_are_shown_with_their_losses():
+    said = report.tables(report.load([report.RESULTS / "nvidia-h200.json"]).values())
+    assert "Measured on one NVIDIA H200" in said
+    assert "fastnest 0.1.0, commit a67cebf24c9e, 2026-11-27" in said
+    assert "| 16384 | 512 | 64 | 16 | 5.42 ms | 5.95 ms | 2% | 0.99 | 0.33 |" in said
+    assert "FAILED DenseNet-121-train-bfloat16-n64-px224 (measure): wrong numbers" in said
+    assert "| fastnest | `_input_kernel` | 116 | 15.8 ms | 39% |" in said

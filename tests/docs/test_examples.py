@@ -10,6 +10,7 @@ import torch
 from docs.pages import ROOT, blocks, commands, pages
 
 from fastnest import _backend, cli
+from fastnest.benchmarks.gpu import run as gpu_run
 
 PAGES = [page for page in pages() if blocks(page, "python")]
 
@@ -36,11 +37,13 @@ def test_examples_run(page, torchvision, one_thread, tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("page", [page for page in pages() if commands(page)], ids=lambda page: page.name)
 def test_commands_exist(page):
-    """`fastnest` takes the options of every line, and the Makefile has every target."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    """`fastnest` and `make gpu` take the options of every line, and the Makefile has every target."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in commands(page):
         program, *words = shlex.split(line, comments=True)
         if program == "make":
             assert {word for word in words if "=" not in word} <= targets, line
+            for options in (word.removeprefix("GPU=") for word in words if word.startswith("GPU=")):
+                gpu_run.parser().parse_args(shlex.split(options))
         else:
             cli.parser().parse_args(words[words.index("fastnest") + 1 :] if program == "torchrun" else words)
