@@ -22,6 +22,7 @@ COMPILED = {
     "max-autotune-no-cudagraphs": {"mode": "max-autotune-no-cudagraphs"},
     "frozen": {"options": {"max_autotune": True, "freezing": True}},
 }
+TUNED = frozenset(COMPILED) - {"compile"}  # by times of their own, which takes minutes a case
 
 
 def steps(

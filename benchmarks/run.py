@@ -39,8 +39,6 @@ CONDITIONS = ("as_shipped", "fair")
 STUB = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 BUDGET = {True: 1.2, False: 0.6}  # seconds of timing a case; slow cases take at least five rounds
 SECONDS = 105  # that a run may take which is not full; the rest of two minutes starts and ends processes
-# Peers of a full run only: tuning and freezing take minutes a case.
-TUNED = frozenset(contest.COMPILED) - {"compile"}
 
 
 class OutOfTime(KeyboardInterrupt):
@@ -65,7 +63,7 @@ def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
         ranks[case.name] = (not case.quick, seen[group])
         seen[group] += 1
     chosen.sort(key=lambda case: ranks[case.name])
-    return [replace(case, peers=tuple(peer for peer in case.peers if peer not in TUNED)) for case in chosen]
+    return [replace(case, peers=tuple(peer for peer in case.peers if peer not in contest.TUNED)) for case in chosen]
 
 
 def _found(expression: str, text: str) -> bool:

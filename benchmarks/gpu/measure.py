@@ -15,8 +15,6 @@ from fastnest.benchmarks.problem import Case, Problem, output_gradient
 
 ROUNDS = (7, 60)
 TIMING = 1.0  # seconds of a case's timing, once per way of launching
-# Tuned by times of their own: taken beside other processes they would mislead.
-TUNED = frozenset(contest.COMPILED) - {"compile"}
 
 
 @dataclasses.dataclass
@@ -62,7 +60,7 @@ def prepare(case: Case, peers: Sequence[str], device, build=run.problem) -> Prep
 def compile_first(case: Case, contestant: str, device, build=run.problem) -> dict:
     """Runs one contestant once, so that its kernels are on disk when it is timed; how long that took.
 
-    Which kernel is the fastest is left to be found by the process that times, which has the GPU to itself.
+    Which of its kernels is the fastest is not stored: the process that times finds it, alone on the GPU.
     """
     from torch._inductor import config
 
@@ -70,7 +68,7 @@ def compile_first(case: Case, contestant: str, device, build=run.problem) -> dic
     prepared = prepare(case, (contestant,), device, build)
     with (
         prepared.gradients(),
-        config.patch(autotune_local_cache=False, fx_graph_cache=contestant not in TUNED),
+        config.patch(autotune_local_cache=False, fx_graph_cache=contestant not in contest.TUNED),
     ):
         prepared.steps[contestant]()
         device.synchronize()

@@ -15,10 +15,10 @@ from datetime import datetime, timezone
 from itertools import accumulate
 from pathlib import Path
 
-from . import install, stages, table
+from . import checking, install, table, timing
 from .install import ROOT
 from .record import Record, complete, continues, slug
-from .stages import Session, say
+from .session import Session, say
 
 RESULTS, PARTIAL = ROOT / "benchmarks" / "results", ROOT / "out" / "gpu"
 # Of the time; what a stage leaves, the later ones have. The rest is for the table.
@@ -47,6 +47,16 @@ capability = list(torch.cuda.get_device_capability(0))
 print(json.dumps({"card": card, "capability": capability, "torch": torch.__version__, "triton": triton,
                   "python": platform.python_version()}))
 """
+
+
+# install has an environment to give, compile wants to know for which stages.
+STAGES = {
+    "checks": checking.check,
+    "measure": timing.measure,
+    "profile": timing.profile,
+    "sanitize": checking.sanitize,
+    "peers": timing.beside_compiled,
+}
 
 
 def ends(start: float, seconds: float, asked: Sequence[str]) -> dict[str, float]:
@@ -94,21 +104,12 @@ def run(arguments: argparse.Namespace, facts: dict, start: float) -> Record:
             make = install.prebuilt if arguments.prebuilt else install.install
             what, session.environment = make(end, say, install.architecture(facts["capability"]))
         elif stage == "compile":
-            stages.compile_first(session, end, asked)
+            timing.compile_first(session, end, asked)
         else:
             STAGES[stage](session, end)
         record.add("stages", {"name": stage, "what": what, "at_s": round(time.time() - start, 1)})
         say(f"{stage} ended after {time.time() - start:.0f} s{what and ': ' + what}")
     return record
-
-
-STAGES = {
-    "checks": stages.check,
-    "measure": stages.measure,
-    "profile": stages.profile,
-    "sanitize": stages.sanitize,
-    "peers": stages.beside_compiled,
-}
 
 
 def expression(text: str) -> str:

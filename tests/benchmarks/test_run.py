@@ -25,7 +25,7 @@ def test_cases_are_named_once_and_the_subset_covers_everything():
     assert subjects(quick) == vectors | {"bottleneck block"}
     assert {case.mode for case in quick} == {"forward", "train"}
     assert all({"eager", "compile"} <= set(case.peers) for case in quick)
-    assert not {peer for case in quick for peer in case.peers} & run.TUNED
+    assert not {peer for case in quick for peer in case.peers} & contest.TUNED
     assert {peer for case in run.cases(full=True) for peer in case.peers} >= {"max-autotune", "frozen"}
 
 

@@ -1,5 +1,7 @@
 """What a run on a GPU may have found, which no machine has, and processes that play what they are given."""
 
+import time
+
 from fastnest.benchmarks.gpu.children import Ended
 
 FACTS = {"card": "Stand In (R) 5", "torch": "2.11", "triton": "3.6", "python": "3.12", "fastnest": "0.1.0"}
@@ -59,6 +61,10 @@ def result() -> dict:
     return one | {"not_measured": [{"stage": "measure", "name": "d", "what": "late"}]}
 
 
+def soon(seconds: float = 1000) -> float:
+    return time.time() + seconds
+
+
 class Script:
     """In the place of `listen`: plays a reply per process, [(lines, ended), ...], and keeps what it was asked."""
 
@@ -108,4 +114,4 @@ class Office:
         return [job for worker in self.workers for job in worker.asked]
 
 
-__all__ = ["FACTS", "RATES", "Ended", "Office", "Script", "ScriptedWorker", "profile", "result", "row"]
+__all__ = ["FACTS", "RATES", "Ended", "Office", "Script", "ScriptedWorker", "profile", "result", "row", "soon"]

@@ -51,7 +51,7 @@ def stages(monkeypatch):
         monkeypatch.setitem(gpu_run.STAGES, name, lambda session, end, name=name: order.append(name))
     monkeypatch.setattr(gpu_run.install, "install", install)
     monkeypatch.setattr(gpu_run.install, "prebuilt", lambda *_: (order.append("prebuilt"), ("there", {}))[1])
-    monkeypatch.setattr(gpu_run.stages, "compile_first", lambda session, end, asked: order.append(f"compile {asked}"))
+    monkeypatch.setattr(gpu_run.timing, "compile_first", lambda session, end, asked: order.append(f"compile {asked}"))
     monkeypatch.setattr(gpu_run, "commit", lambda: "abc")
     monkeypatch.setattr(gpu_run, "version", lambda: "0.1.0")
     return order
