@@ -98,9 +98,9 @@ def form(case: Case, model: torch.nn.Module, x: torch.Tensor) -> Form:
 
 
 def exact(case: Case, model: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor | None) -> list[torch.Tensor]:
-    """The output, and given dy the gradients, in float64; in parts where no statistics join the images.
+    """In float64 the output and, given dy, the gradients of x, if it needs one, and of all parameters.
 
-    Those of all parameters, and of x where it has one.
+    Evaluation runs in parts, because there no batch statistics join the images.
     """
     wide, x = copy.deepcopy(model).double(), x.detach().double().requires_grad_(x.requires_grad)
     if case.mode == "forward":
@@ -114,7 +114,7 @@ def exact(case: Case, model: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor 
 
 
 def blocks(case: Case, forms: dict[str, Form], models: dict[str, torch.nn.Module]) -> Iterator[tuple[str, Problem]]:
-    """Every accelerated block with the input that it has in the network, in plain torch and the case's dtype."""
+    """Every accelerated block, with the input that plain torch gives it inside the network, in the case's dtype."""
     names = [name for name, block in models["fastnest"].named_modules() if plan_of(block) is not None]
     inputs = {}
 
@@ -144,7 +144,7 @@ def problem(case: Case, device: str = "cpu") -> Problem:
     }
     forms = {name: form(case, one, last) for name, one in models.items()}
     forms["nchw"] = form(case, copy.deepcopy(model), x)
-    # In half precision the gradients of a whole network are little but rounding (gate.py).
+    # In half precision the gradients of a whole network are mostly rounding error (gate.py).
     by_block = case.mode == "train" and case.dtype != "float32"
     if "memory-efficient" in case.peers:
         efficient = build(case, memory_efficient=True).to(device, memory_format=torch.channels_last)

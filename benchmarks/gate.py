@@ -1,9 +1,10 @@
 """The gate in front of every time: no speed from wrong numbers.
 
-Every result is compared with float64, and may be off by what rounding does to plain torch. Gradients of a whole network
-in half precision cannot be judged so: batch norm and relu in a hundred layers make of one rounding a gradient that is
-off by more than its size, in plain torch too (60 times the largest value, for DenseNet-121 with random weights). There
-the output is judged, and the gradients of every block, given what it gets in the network and a gradient of its output.
+Every result is compared with float64, and may be off by what rounding does to plain torch. The gradients of a whole
+network in half precision cannot be judged this way: a hundred layers of batch norm and relu amplify rounding until the
+error exceeds the gradient, in plain torch too (60 times the largest value, for DenseNet-121 with random weights).
+There the network's output is judged, and each block by itself, for the input that it has in the network and a random
+gradient of its output.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from .problem import Case, Form, Problem, leaf, output_gradient
 CHUNK = 2048  # rows of the float64 reference at a time, so that its activations fit where float32's do
 LARGEST, PEER = 2, 16  # how many times plain torch's error fastnest may have, and a peer
 RMS = 1.5  # the same of the root mean square of all errors in a tensor
-SIGMAS = 4  # that an error over few rows may lie off by chance
+SIGMAS = 4  # the root mean square over few rows may be off by chance by so many standard deviations
 
 
 class _NearestKink(TorchDispatchMode):
@@ -132,14 +133,14 @@ def _compare(problem: Problem, case: Case, dy: Tensor, contestants: dict, where:
 
 
 def _has_stable_rms(problem: Problem, case: Case) -> bool:
-    """Whether plain torch's own error tells what to expect of another order of sums.
+    """Whether plain torch's own error predicts that of another order of sums.
 
-    In float32 rounding rarely sends a relu to the other side, but then that is all the error there is, and one
-    contestant's alone. Rows of chains are stepped off such kinks; images cannot be.
+    In float32 rounding rarely flips a relu, but a single flip is larger than all other errors, and only one contestant
+    may have it. Chains are tested away from such kinks (step_off_kinks); images cannot be.
     """
     return case.mode == "forward" or case.dtype != "float32" or problem.exact is None
 
 
 def _rows(y: Tensor) -> int:
-    """Rows of y [n, m], pixels of y [n, c, h, w]: as many terms has a sum, and an error of it is known to 1 / sqrt."""
+    """Rows of y [n, m] or pixels of y [n, c, h, w]: the independent terms behind a root mean square."""
     return max(1, y.numel() // y.shape[1])

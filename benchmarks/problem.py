@@ -64,9 +64,9 @@ class Problem:
     forms: dict[str, Form]
     flops: int = 0  # of the case's mode, by fastnest.testing
     bytes: int = 0  # the least that the forward moves: every argument and the result, once
-    # Results of a step in float64 given dy, where rows are not independent. Where blocks are compared: y alone.
+    # The results of a step in float64, given dy, where rows depend on each other; only y where there are blocks.
     exact: Callable[[Tensor], list[Tensor]] | None = None
-    # Name and problem of every block, where the gradients of the whole are nothing but rounding.
+    # Every block's name and problem, where the gradients of the whole network are mostly rounding error (gate.py).
     blocks: Callable[[], Iterator[tuple[str, "Problem"]]] | None = None
 
     def form_of(self, contestant: str) -> Form:

@@ -7,8 +7,8 @@ from itertools import zip_longest
 from fastnest import _backend
 from fastnest.benchmarks.problem import Case
 
-# torch.compile, the cheapest first: as it is, tuned, and tuned with CUDA graphs of its own. Of the first two graphs are
-# captured like everything else's.
+# Modes of torch.compile, the cheapest first: default, tuned, and tuned with CUDA graphs of its own. The first two are
+# captured in a CUDA graph like every other contestant.
 COMPILED = ("compile", "max-autotune-no-cudagraphs", "max-autotune")
 AT_ONCE = ("eager", "memory-efficient", "triton")  # need not be compiled
 PEERS = (*AT_ONCE, *COMPILED)
@@ -86,7 +86,7 @@ def named(name: str) -> Case:
 
 
 def is_network(case: Case) -> bool:
-    """Whether it has hundreds of kernels, which torch.compile takes minutes for."""
+    """Whether torch.compile takes minutes for it: it has hundreds of kernels."""
     return case.subject == "DenseNet-121"
 
 
