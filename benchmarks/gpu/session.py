@@ -1,5 +1,6 @@
 """A run of `make gpu`, as its stages share it."""
 
+import os
 import re
 import sys
 import tempfile
@@ -11,6 +12,9 @@ from .children import Ended, Worker, listen
 from .record import Record
 
 WORK = ("-m", "fastnest.benchmarks.gpu.work")
+# torch.compile moves the Triton cache of its process, unless it is named. One place for all, or the process that times
+# would compile again what another has compiled.
+TRITON_CACHE = {"TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")}
 LEAST = 10  # seconds that a job needs to be worth beginning
 
 
@@ -33,7 +37,8 @@ class Session:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fastnest-gpu-")))
 
     def worker(self, words: Sequence[object], **environment: str) -> Worker:
-        return self.begin([sys.executable, *words], folder=self.folder, environment={**self.environment, **environment})
+        environment = {**TRITON_CACHE, **self.environment, **environment}
+        return self.begin([sys.executable, *words], folder=self.folder, environment=environment)
 
     def ask(self, worker: Worker, job: dict, until: float) -> dict:
         """What a job finds that has no case; a failure if that is nothing."""

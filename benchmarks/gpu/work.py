@@ -59,6 +59,7 @@ def work(job: dict, device) -> Iterator[dict]:
     yield answer(job, device)
     try:
         device.synchronize()
+        torch._dynamo.reset()  # frees torch.compile's CUDA graphs and their memory
         gc.collect()  # a form refers to its module, which refers to it
         torch.cuda.empty_cache()
     except RuntimeError:  # a fault, after which this process can run nothing more

@@ -38,6 +38,9 @@ def test_everything_is_compiled_by_many_processes_networks_by_one(session):
     parallel, alone = one.begin.workers[1:4], one.begin.workers[4]  # behind the one that was asked for the list
     assert {worker.environment.get("TORCHINDUCTOR_COMPILE_THREADS") for worker in parallel} == {"1"}
     assert "TORCHINDUCTOR_COMPILE_THREADS" not in alone.environment
+    timing.measure(one, soon())
+    caches = {worker.environment["TRITON_CACHE_DIR"] for worker in one.begin.workers}
+    assert len(caches) == 1  # the process that times finds what was compiled
     assert [job["name"] for job in alone.asked] == ["b"]
     begun = [(job["name"], job["peers"][0]) for worker in parallel for job in worker.asked]
     assert sorted(begun) == [("a", "compile"), ("a", "fastnest"), ("a", "max-autotune"), ("b", "fastnest")]
