@@ -88,7 +88,7 @@ def heading(data: dict) -> str:
 def checks(data: dict) -> str:
     """Per op and check: cases done of all, by dtype, and the verdict; then the checks that were not reached."""
     groups: dict[tuple, list[dict]] = {}
-    for test in data["tests"]:
+    for test in sorted(data["tests"], key=lambda test: (test["op"], test["backend"])):
         groups.setdefault((test["op"], test["backend"], test["check"], test["dtype"]), []).append(test)
     lines, late = [], {}
     for (op, backend, check, dtype), tests in groups.items():
@@ -227,8 +227,10 @@ def markdown(data: dict) -> str:
     for row in data["rows"]:
         key = (row["subject"], row["mode"], row["dtype"], row["backend"], tuple(row["sizes"]))
         groups.setdefault(key, []).append(row)
-    parts = [heading(data), checks(data), *(rows_table(rows, data["rates"]) for rows in groups.values())]
-    return "\n\n".join([*parts, *profiles(data), *problems(data)]) + "\n"
+    times = [rows_table(rows, data["rates"]) for rows in groups.values()]
+    sections = {"Times": times, "Where the time goes": profiles(data), "Checks": [checks(data), *problems(data)]}
+    parts = [f"### {title}\n\n" + "\n\n".join(found) for title, found in sections.items() if found]
+    return "\n\n".join([heading(data), *parts]) + "\n"
 
 
 def short(data: dict) -> str:
