@@ -90,7 +90,7 @@ def is_network(case: Case) -> bool:
     return case.subject == "DenseNet-121"
 
 
-def beside_compiled(peers: Sequence[str] = COMPILED) -> list[tuple[Case, str]]:
+def compiled_pairs(peers: Sequence[str] = COMPILED) -> list[tuple[Case, str]]:
     """Every case with each of its peers that are compiled: quick ones first, whole networks last."""
     pairs = [(case, peer) for case in in_order() for peer in case.peers if peer in COMPILED and peer in peers]
     return sorted(

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from . import sanitizers
 from .children import Ended, Worker, share
@@ -10,14 +9,18 @@ from .install import ROOT
 from .session import LEAST, Session, say
 
 CHECKS = ROOT / "tests" / "gpu" / "checks.py"
+LIMIT = 120  # seconds of a check; one that goes on hangs
 NOT_BEGUN = Ended(None, "not begun")
 
 
 def check(session: Session, until: float) -> None:
-    """Every check, by risk; those that fill the memory one by one beside the others."""
-    jobs = [
-        job for job in _checks(session, until) if session.wants(job["op"], job["backend"], job["dtype"], job["check"])
-    ]
+    """Every check, by risk; those that fill the memory one by one beside the others.
+
+    What an earlier part of the run has found comes last.
+    """
+    known = {_name(test) for test in session.record.data["tests"] if test["verdict"] in ("passed", "failed")}
+    jobs = [job for job in _jobs(session, "checks", until) if session.wants(_name(job))]
+    jobs.sort(key=lambda job: _name(job) in known)
     large = [job for job in jobs if job["check"] == "large"]
     others = [job for job in jobs if job["check"] != "large"]
     # One thread each: the processes are as many as cores.
@@ -27,51 +30,57 @@ def check(session: Session, until: float) -> None:
     ]
 
     def do(worker: Worker, job: dict) -> None:
-        checked(session, worker, job, until)
+        check_one(session, worker, job, until)
 
-    with ThreadPoolExecutor(2) as lanes:
-        for lane in [lanes.submit(share, others, workers[1:], do), lanes.submit(share, large, workers[:1], do)]:
-            lane.result()
+    share([(others, workers[1:]), (large, workers[:1])], do)
 
 
-def _checks(session: Session, until: float) -> list[dict]:
+def _name(job: dict) -> str:
+    return " ".join(job[key] for key in ("op", "backend", "dtype", "check", "part"))
+
+
+def _jobs(session: Session, stage: str, until: float) -> list[dict]:
+    """All there are; a failure of the stage if none is listed."""
     found: dict = {}
     ended = session.listen([sys.executable, CHECKS, "--list"], found.update, until=until, folder=session.folder,
                            environment=session.environment)  # fmt: skip
     if "jobs" not in found:
-        session.record.add("failures", {"stage": "checks", "name": "list of checks", "what": str(ended)})
+        session.record.add("failures", {"stage": stage, "name": stage, "what": f"list of checks: {ended}"})
     return found.get("jobs", [])
 
 
-def checked(session: Session, worker: Worker, job: dict, until: float) -> None:
-    """One check; a process that dies is its failure."""
+def check_one(session: Session, worker: Worker, job: dict, until: float) -> None:
+    """One check; a process that dies, or does not end, is its failure."""
     found: list[dict] = []
     ended: Ended | None = NOT_BEGUN
+    limit = min(until, time.time() + LIMIT)
     if time.time() < until - LEAST:
-        ended = worker.do({**job, "until": until - LEAST / 2}, found.append, until=until)
+        ended = worker.do({**job, "until": limit - LEAST / 2}, found.append, until=limit)
+    entry = {**job, "verdict": "not run", "what": str(ended), "done": 0, "of": 0, "failed": 0, "seconds": 0}
     if ended is None or (found and ended.status is None):
         entry = found[-1]
-    else:
-        crashed = ended.status is not None
-        entry = {**job, "verdict": "failed" if crashed else "not run", "what": str(ended)}
-        entry |= {"done": 0, "of": 0, "failed": int(crashed), "seconds": 0}
+    elif ended.status is not None or limit < until:
+        hangs = "" if ended.status is not None else f"does not end within {LIMIT} s: "
+        entry |= {"verdict": "failed", "what": f"{hangs}{ended}", "failed": 1}
     session.record.add("tests", entry)
-    if ended == NOT_BEGUN:
-        return
-    said = f"{entry['verdict']} {entry['done']}/{entry['of']} {entry['what'].splitlines()[:1] or ''}"
-    say(f"{entry['op']} {entry['backend']} {entry['dtype']} {entry['check']} {entry['part']}: {said}")
+    if ended != NOT_BEGUN:
+        what = entry["what"].splitlines()[:1] or ""
+        say(f"{_name(entry)}: {entry['verdict']} {entry['done']}/{entry['of']} {what}")
 
 
 def sanitize(session: Session, until: float) -> None:
     """compute-sanitizer, several at a time."""
-    found = dict.fromkeys((job["op"], job["backend"]) for job in _checks(session, until))
+    found = dict.fromkeys((job["op"], job["backend"]) for job in _jobs(session, "sanitize", until))
     jobs = [job for job in sanitizers.jobs(list(found)) if session.wants(job["op"], job["backend"], job["tool"])]
-    with ThreadPoolExecutor(max(1, session.workers // 2)) as pool:
-        for _ in pool.map(lambda job: sanitized(session, job, until), jobs):
-            pass
+
+    def do(worker: Worker, job: dict) -> None:
+        sanitize_one(session, job, until)
+
+    # These begin a process a job: the workers stand for how many at a time.
+    share([(jobs, [session.worker(()) for _ in range(max(1, session.workers // 2))])], do)
 
 
-def sanitized(session: Session, job: dict, until: float) -> None:
+def sanitize_one(session: Session, job: dict, until: float) -> None:
     """One tool on an op's smallest case. Without torch's cache, every tensor ends where its memory does."""
     program, found = sanitizers.program(), []
     if program is None or time.time() > until - 2 * LEAST:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 TOLD = 4000  # characters of what a process said last
 READY, DONE = {"ready": True}, {"done": True}  # what a worker says before its first job, and behind every one
+
+
+_running: set[subprocess.Popen] = set()
 
 
 class Ended(NamedTuple):
@@ -84,20 +87,30 @@ class Worker:
 
 def serve(do: Callable[[dict], Iterable[dict]]) -> None:
     """The other side of a Worker: the jobs that stdin has, until it ends."""
-    print(json.dumps(READY), flush=True)
+    _tell(READY)
     for line in sys.stdin:
         for entry in do(json.loads(line)):
-            print(json.dumps(entry), flush=True)
-        print(json.dumps(DONE), flush=True)
+            _tell(entry)
+        _tell(DONE)
 
 
-def share(jobs: Sequence[dict], workers: Sequence[Worker], do: Callable[[Worker, dict], None]) -> None:
-    """Every job in its turn, by the first worker that is free. Closes the workers."""
-    waiting, lock = iter(jobs), threading.Lock()
+def _tell(entry: dict) -> None:
+    print(f"\n{json.dumps(entry)}", flush=True)  # on a line of its own, whatever a library has begun
 
-    def take(worker: Worker) -> None:
+
+Do = Callable[[Worker, dict], None]
+
+
+def share(lanes: Sequence[tuple[Sequence[dict], Sequence[Worker]]], do: Do) -> None:
+    """Every job of a lane in its turn, by the first of the lane's workers that is free; then closes the workers.
+
+    If the caller's thread is interrupted, all processes end and no job begins.
+    """
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def take(waiting: Iterator[dict], worker: Worker) -> None:
         try:
-            while True:
+            while not stopped.is_set():
                 with lock:
                     job = next(waiting, None)
                 if job is None:
@@ -106,15 +119,30 @@ def share(jobs: Sequence[dict], workers: Sequence[Worker], do: Callable[[Worker,
         finally:
             worker.close()
 
-    with ThreadPoolExecutor(max(1, len(workers))) as pool:
-        for _ in pool.map(take, workers):
-            pass
+    with ThreadPoolExecutor(max(1, sum(len(workers) for _, workers in lanes))) as pool:
+        try:
+            taking = []
+            for jobs, workers in lanes:
+                waiting = iter(jobs)
+                taking += [pool.submit(take, waiting, worker) for worker in workers]
+            for one in taking:
+                one.result()
+        except BaseException:
+            stopped.set()
+            end_all()
+            raise
+
+
+def end_all() -> None:
+    """Ends every process that was begun here."""
+    for process in list(_running):
+        _kill(process)
 
 
 def _begin(
     words: Sequence[object], folder: Path, environment: Mapping[str, str] | None, stdin: int
 ) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [str(word) for word in words],
         cwd=folder,
         env={**os.environ, **(environment or {})},
@@ -125,6 +153,8 @@ def _begin(
         errors="replace",
         start_new_session=True,  # so that what it starts ends with it
     )
+    _running.add(process)
+    return process
 
 
 def _hear(process: subprocess.Popen, on_line: Callable[[dict], None], until: float) -> Ended | None:
@@ -142,7 +172,7 @@ def _hear(process: subprocess.Popen, on_line: Callable[[dict], None], until: flo
         for line in process.stdout:
             entry = _entry(line)
             if entry is None:
-                said = (said + line)[-TOLD:]
+                said = (said + line)[-TOLD:] if line.strip() else said
             elif entry == DONE:
                 return None
             else:
@@ -156,6 +186,7 @@ def _hear(process: subprocess.Popen, on_line: Callable[[dict], None], until: flo
 def _end(process: subprocess.Popen) -> None:
     _kill(process)
     process.wait()
+    _running.discard(process)
     process.stdout.close()
     if process.stdin is not None:
         try:

@@ -140,6 +140,7 @@ class Gpu:
             self.take_float32(tf32=name == "tf32")
             a, b = (torch.randn(side, side, dtype=dtype, device="cuda") for _ in range(2))
             products[name] = 2 * side**3 / self._median(lambda a=a, b=b: a @ b)
+        self.take_float32(tf32=False)
         return {"copy_bytes_per_second": copy, "flops_per_second": products}
 
     def _median(self, step: Callable[[], object]) -> float:

@@ -4,6 +4,7 @@ Or makes beforehand, on a machine without a GPU, the extension that a rented one
 `python -m benchmarks.gpu.install PYTHON ARCHITECTURE`, which is `make gpu-build`.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -64,14 +65,26 @@ def prebuilt(
 ) -> tuple[str, dict[str, str]]:
     """The same with the checkout as it lies, in which `make gpu-build` has left the extension; raises NotBuilt."""
     extension = root / "fastnest" / f"_C{SUFFIX}"
+    again = f"`make gpu-build GPU_PYTHON={sys.executable} GPU_ARCH={architecture}` makes it"
     if not extension.exists():
-        raise NotBuilt(f"--prebuilt needs {extension}, and it is not there: `make gpu-build` makes it")
+        raise NotBuilt(f"--prebuilt needs {extension}, which is not there; {again}")
+    if not extension.read_bytes().endswith(digest(root)):
+        raise NotBuilt(f"--prebuilt: {extension} was not built of the sources in csrc as they are now; {again}")
     folder = Path(tempfile.mkdtemp(prefix="fastnest-gpu-"))
     environment, states = linked(folder / "site", root), {}
     ended = run([sys.executable, "-c", WORKS], states.update, until=until, folder=folder, environment=environment)
-    if ended.status != 0 or states["cpp"] != "available":
-        raise NotBuilt(f"--prebuilt: {extension} does not load ({states.get('cpp') or ended})")
+    wrong = [f"{name} {state}" for name, state in states.items() if name in ("cpp", "cuda") and state != "available"]
+    if ended.status != 0 or wrong:
+        raise NotBuilt(f"--prebuilt: {extension} does not run here ({'; '.join(wrong) or ended}); {again}")
+    say(f"prebuilt: {extension}")
     return f"prebuilt; {_in_words(states)}", environment
+
+
+def digest(root: Path) -> bytes:
+    """Of all that is compiled: gpu-build writes it behind the extension, where no loader looks."""
+    files = [path for path in sorted((root / "csrc").rglob("*")) if path.suffix in (".cpp", ".h", ".cu")]
+    of = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    return b"fastnest csrc " + of.hexdigest().encode()
 
 
 def _in_words(states: dict[str, str]) -> str:
@@ -114,6 +127,10 @@ def build(python: str, architecture: str) -> int:
     words = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--build-temp", "build/gpu"]
     status = subprocess.run(words, cwd=ROOT, env={**os.environ, **chosen, "CFLAGS": flags}).returncode
     if status == 0:
+        extension, of = ROOT / "fastnest" / f"_C{suffix}", digest(ROOT)
+        if not extension.read_bytes().endswith(of):
+            with extension.open("ab") as file:
+                file.write(of)
         print(f"gpu-build: fastnest/_C{suffix} for compute capability {architecture}; make gpu GPU=--prebuilt uses it")
     return status
 

@@ -58,18 +58,10 @@ def prepare(case: Case, peers: Sequence[str], device, build=run.problem) -> Prep
 
 
 def compile_first(case: Case, contestant: str, device, build=run.problem) -> dict:
-    """Runs one contestant once, so that its kernels are on disk when it is timed; how long that took.
-
-    Which of its kernels is the fastest is not stored: the process that times finds it, alone on the GPU.
-    """
-    from torch._inductor import config
-
+    """Runs one contestant once, so that its kernels are on disk when it is timed; how long that took."""
     start = time.time()
     prepared = prepare(case, (contestant,), device, build)
-    with (
-        prepared.gradients(),
-        config.patch(autotune_local_cache=False, fx_graph_cache=contestant not in contest.TUNED),
-    ):
+    with prepared.gradients():
         prepared.steps[contestant]()
         device.synchronize()
     return {"name": case.name, "peer": contestant, "seconds": round(time.time() - start, 1), "what": ""}
@@ -109,7 +101,7 @@ def measure(case: Case, peers: Sequence[str], device, *, build=run.problem, seco
         runs = what_runs(steps["fastnest"])
         for step in steps.values():
             step()
-        error = gate.errors(problem, case, prepared.dy, steps)
+        error, wrong = _compared(prepared)
         timers = {name: lambda step=step: device.latency(step) for name, step in steps.items()}
         called, called_iqr = _microseconds(interleaved(timers, seconds=seconds))
         replays, no_graph = {}, {}
@@ -134,10 +126,22 @@ def measure(case: Case, peers: Sequence[str], device, *, build=run.problem, seco
         "graph_us": graph,
         "graph_iqr_us": graph_iqr,
         "no_graph": no_graph,
+        "wrong_peers": wrong,
         "ratios": ratios(called, graph),
         "error": error,
         "memory_bytes": memory,
     }
+
+
+def _compared(prepared: Prepared) -> tuple[dict[str, float], dict[str, str]]:
+    """Every contestant's error; peers that compute something else, and why, which are left out from here on."""
+    wrong: dict[str, str] = {}
+    while True:
+        try:
+            return gate.errors(prepared.problem, prepared.case, prepared.dy, prepared.steps), wrong
+        except gate.WrongPeer as error:
+            wrong[error.peer] = str(error)
+            del prepared.steps[error.peer]
 
 
 def _what(case: Case, problem: Problem) -> dict:

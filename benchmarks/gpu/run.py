@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from . import checking, install, table, timing
+from .children import end_all
 from .install import ROOT
 from .record import Record, complete, continues, slug
 from .session import Session, say
@@ -27,6 +29,7 @@ SHARES = {
     **{"profile": 0.08, "sanitize": 0.06, "peers": 0.14},
 }
 REST = 0.03
+SECONDS = 840
 TIMED = {"measure", "profile", "peers"}  # which need what is compiled first
 PEERS = ("memory-efficient", "triton", "compile", "max-autotune-no-cudagraphs", "max-autotune")
 FACTS = """
@@ -55,7 +58,7 @@ STAGES = {
     "measure": timing.measure,
     "profile": timing.profile,
     "sanitize": checking.sanitize,
-    "peers": timing.beside_compiled,
+    "peers": timing.time_peers,
 }
 
 
@@ -73,14 +76,19 @@ def in_order(asked: Sequence[str], prebuilt: bool = False) -> list[str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, "+changes" if tracked files differ from it, "" outside of one."""
+    """The commit of the checkout, "+changes" if tracked files differ from it, "" outside of one.
+
+    Results do not count, or the first part of a run would change what the second one is of.
+    """
 
     def git(*words: str) -> str:
         words = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *words]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -94,10 +102,13 @@ def run(arguments: argparse.Namespace, facts: dict, start: float) -> Record:
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts |= {"fastnest": version(), "commit": commit(), "date": began, "limit_s": arguments.seconds}
     asked = in_order(arguments.stages, arguments.prebuilt)
-    whole = asked == list(SHARES) and not arguments.only
+    every = asked == list(SHARES) and not arguments.only and arguments.peers is None
+    whole = every and arguments.seconds >= SECONDS
     path = (arguments.out or (RESULTS if whole else PARTIAL)) / f"{slug(facts['card'])}.json"
-    record = Record(path, facts, None if whole else continues(path, facts), asked, arguments.only)
+    record = Record(path, facts, None if every else continues(path, facts), asked, arguments.only)
     session = Session(record, arguments.workers, arguments.only, arguments.peers)
+    if "install" not in asked:
+        session.environment = install.linked(session.folder / "site")
     for stage, end in ends(start, arguments.seconds, asked).items():
         what = ""
         if stage == "install":
@@ -123,8 +134,8 @@ def expression(text: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     one = argparse.ArgumentParser(prog="make gpu", description=__doc__)
-    one.add_argument("--seconds", type=float, default=840, help="for all of it (default: 840)")
-    where = "folder of <card>.json (default: benchmarks/results; out/gpu if only some stages or cases are asked for)"
+    one.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default: {SECONDS})")
+    where = "folder of <card>.json (default: benchmarks/results; of a part of a run, or a shorter one, out/gpu)"
     one.add_argument("--out", type=Path, help=where)
     order = "default: all, in this order; what is timed is compiled before"
     one.add_argument("--stages", nargs="+", choices=SHARES, default=list(SHARES), metavar="STAGE",
@@ -132,9 +143,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--only", type=expression, default="", metavar="REGEX", help="cases and checks in whose name it is found"
     )
-    slow = "default: all, but those that take minutes to compile only while that time is left"
+    slow = "default: all, but whole networks only if there is time to compile them"
     one.add_argument("--peers", nargs="+", choices=PEERS, metavar="PEER",
-                     help=f"beside eager, however long they compile: some of {', '.join(PEERS)} ({slow})")  # fmt: skip
+                     help=f"besides eager, some of {', '.join(PEERS)}, of whole networks, too ({slow})")  # fmt: skip
     built = "use fastnest/_C as it lies, from make gpu-build, and compile no C++ or CUDA here"
     one.add_argument("--prebuilt", action="store_true", help=built)
     workers = max(1, min(32, os.cpu_count() or 1))
@@ -155,11 +166,14 @@ def main(words: Sequence[str] | None = None) -> int:
         reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
         print(f"gpu: no GPU that torch can use with {sys.executable} ({reason}); nothing was run", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as timeout(1) does: what was begun ends, too
     try:
         record = run(arguments, json.loads(asked.stdout.splitlines()[-1]), start)
     except install.NotBuilt as error:
         print(f"gpu: {error}; nothing was run", file=sys.stderr)
         return 2
+    finally:
+        end_all()
     print(table.markdown(record.data))
     print(f"written to {record.path.resolve()} after {time.time() - start:.0f} s")
     return 0 if complete(record.data) else 1

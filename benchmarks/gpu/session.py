@@ -12,10 +12,16 @@ from .children import Ended, Worker, listen
 from .record import Record
 
 WORK = ("-m", "fastnest.benchmarks.gpu.work")
-# torch.compile moves the Triton cache of its process, unless it is named. One place for all, or the process that times
-# would compile again what another has compiled.
-TRITON_CACHE = {"TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")}
 LEAST = 10  # seconds that a job needs to be worth beginning
+
+
+def caches() -> dict[str, str]:
+    """Where all processes keep what they compile. Unless named, torch.compile moves its process's Triton cache."""
+    places = {
+        "TRITON_CACHE_DIR": Path.home() / ".triton" / "cache",
+        "TORCHINDUCTOR_CACHE_DIR": Path(tempfile.gettempdir()) / "fastnest-gpu-inductor",
+    }
+    return {name: os.environ.get(name) or str(path) for name, path in places.items()}
 
 
 def say(text: str) -> None:
@@ -33,26 +39,27 @@ class Session:
     environment: dict[str, str] = field(default_factory=dict)
     listen: Callable[..., Ended] = listen
     begin: Callable[..., Worker] = Worker
+    caches: dict[str, str] = field(default_factory=caches)
     listed: dict = field(default_factory=dict)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fastnest-gpu-")))
 
     def worker(self, words: Sequence[object], **environment: str) -> Worker:
-        environment = {**TRITON_CACHE, **self.environment, **environment}
+        environment = {**self.caches, **self.environment, **environment}
         return self.begin([sys.executable, *words], folder=self.folder, environment=environment)
 
-    def ask(self, worker: Worker, job: dict, until: float) -> dict:
-        """What a job finds that has no case; a failure if that is nothing."""
+    def ask(self, stage: str, worker: Worker, job: dict, until: float) -> dict:
+        """What a job finds that has no case; a failure of the stage if that is nothing."""
         found: dict = {}
         ended = worker.do(job, found.update, until=until)
         if not found:
-            self.record.add("failures", {"stage": job["do"], "name": job["do"], "what": str(ended)})
+            self.record.add("failures", {"stage": stage, "name": stage, "what": f"{job['do']}: {ended}"})
         return found
 
-    def cases(self, until: float) -> dict:
+    def cases(self, stage: str, until: float) -> dict:
         """What a worker lists (work.py), asked for once: the cases and their peers that are compiled."""
         if not self.listed:
             worker = self.worker(WORK)
-            self.listed = self.ask(worker, {"do": "list", "only": self.only, "peers": self.peers}, until)
+            self.listed = self.ask(stage, worker, {"do": "list", "only": self.only, "peers": self.peers}, until)
             worker.close()
         return {"cases": {}, "compiled": []} | self.listed
 

@@ -61,7 +61,7 @@ LEGEND = (
 
 
 def machine(data: dict) -> str:
-    """Card, versions and day, and what the card reaches."""
+    """Card, versions and days, and what the card reaches."""
     device, rates = data.get("device", {}), data["rates"]
     reached = "rates not measured"
     if rates:
@@ -72,8 +72,16 @@ def machine(data: dict) -> str:
     return (
         f"Measured on one {data['card']}, driver {device.get('driver') or 'unknown'}, torch {data['torch']}, triton "
         f"{data.get('triton') or 'none'}, Python {data['python']}, fastnest {data['fastnest']}, commit "
-        f"{data['commit'][:12] or 'unknown'}, {data['date'][:10]}. In the same run: {reached}."
+        f"{data['commit'][:12] or 'unknown'}, {_when(data['runs'])}: {reached}."
     )
+
+
+def _when(runs: list[dict]) -> str:
+    days = list(dict.fromkeys(run["date"][:10] for run in runs))
+    if len(runs) == 1:
+        return f"{days[0]}. In the same run"
+    of = "; ".join(", ".join(run["stages"]) for run in runs)
+    return f"{' and '.join(days)}, in {len(runs)} runs ({of}). In them"
 
 
 def heading(data: dict) -> str:
@@ -215,6 +223,9 @@ def problems(data: dict) -> list[str]:
     lines += [f"FAILED {one['name']} ({one['stage']}): {one['what']}" for one in data["failures"]]
     for row in data["rows"]:
         lines += [f"{row['name']}: no CUDA graph of {name}: {what}" for name, what in row["no_graph"].items()]
+        lines += [f"{row['name']}: {peer} computes something else: {what}" for peer, what in row["wrong_peers"].items()]
+    not_compiled = [one for one in data["compiled"] if one["what"] and one["peer"] == "fastnest"]
+    lines += [f"{one['name']}: not compiled in advance: {one['what']}" for one in not_compiled]
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in data["not_measured"]:
         reasons.setdefault((one["stage"], one["what"]), []).append(one["name"])
@@ -233,10 +244,19 @@ def markdown(data: dict) -> str:
     return "\n\n".join([heading(data), *parts]) + "\n"
 
 
+def _counted(found: list[dict]) -> str:
+    count = Counter(one["verdict"] for one in found)
+    return ", ".join(
+        f"{count[verdict]} {verdict}" for verdict in ("passed", "failed", "unfinished", "not run") if count[verdict]
+    )
+
+
 def short(data: dict) -> str:
     """What a README has room for: the machine, a line a case, and how much was checked."""
-    tests = Counter(one["verdict"] for one in [*data["tests"], *data["sanitizers"]])
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in tests.items())
+    counted = "; ".join(
+        f"{name} {_counted(data[what])}"
+        for what, name in (("tests", "against float64"), ("sanitizers", "by compute-sanitizer"))
+    )
     failed = [f"{one['name']}: {one['what']}" for one in data["failures"]]
-    parts = [machine(data), LEGEND, summary(data), f"Checks in that run: {counted}.", *failed]
+    parts = [machine(data), LEGEND, summary(data), f"Checks: {counted}.", *failed]
     return "\n\n".join(parts) + "\n"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fastnest.benchmarks import run
+from fastnest.benchmarks import contest, run
 from fastnest.benchmarks.gpu import cases, measure
 from fastnest.benchmarks.gpu.children import serve
 from fastnest.benchmarks.gpu.device import Gpu
@@ -28,8 +28,14 @@ def listed(only: str, peers: Sequence[str] | None) -> dict:
     found = {case.name: [peer for peer in case.peers if peer in cases.AT_ONCE and peer in wanted]
              for case in cases.in_order() if re.search(only, case.name)}  # fmt: skip
     pairs = [
-        {"name": case.name, "peer": peer, "limit": cases.compile_limit(case), "alone": cases.is_network(case)}
-        for case, peer in cases.beside_compiled(wanted)
+        {
+            "name": case.name,
+            "peer": peer,
+            "limit": cases.compile_limit(case),
+            "network": cases.is_network(case),
+            "tuned": peer in contest.TUNED,
+        }
+        for case, peer in cases.compiled_pairs(wanted)
         if case.name in found
     ]
     return {"cases": found, "compiled": pairs}
@@ -66,7 +72,13 @@ def work(job: dict, device) -> Iterator[dict]:
         sys.exit(3)
 
 
-if __name__ == "__main__":
+def begin(device) -> None:
+    """The settings of every process; torch.compile's cache on disk is only for processes with the same."""
     torch.backends.cudnn.benchmark = True  # the peers' convolutions are the fastest that cuDNN has
+    device.take_float32(tf32=False)
+
+
+if __name__ == "__main__":
     device = Gpu()
+    begin(device)
     serve(lambda job: work(job, device))

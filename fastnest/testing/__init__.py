@@ -53,7 +53,7 @@ def small_inputs(op: str) -> list[Case]:
 
 
 def real_inputs(op: str) -> list[Case]:
-    """Sizes that an op has in networks people train, which are too much for float64 on a CPU."""
+    """Sizes that an op has in networks people train: up to a minute each in float64 on a CPU core."""
     return list(_CASES[op][2]())
 
 

@@ -6,6 +6,7 @@ from fastnest.benchmarks.gpu.children import Ended
 
 FACTS = {"card": "Stand In (R) 5", "torch": "2.11", "triton": "3.6", "python": "3.12", "fastnest": "0.1.0"}
 FACTS |= {"capability": [9, 0], "commit": "abc", "date": "2026-01-01"}
+RUNS = [{"date": "2026-01-01", "limit_s": 840, "stages": ["checks", "measure"]}]
 RATES = {"copy_bytes_per_second": 1e12, "flops_per_second": {"bfloat16": 1e14}}
 
 
@@ -25,6 +26,7 @@ def row(name: str, own: float = 10.0, **more) -> dict:
         "call_iqr_us": call,
         "graph_us": graph,
         "graph_iqr_us": graph,
+        "wrong_peers": {"compile": "off by 1"},
         "no_graph": {"max-autotune-no-cudagraphs": "RuntimeError: no"},
         "ratios": {"call": {"eager": 20 / own}, "graph": {"eager": 25 / own}},
         "error": {"fastnest": 1e-3},
@@ -43,7 +45,9 @@ def profile(name: str) -> dict:
 
 
 def result() -> dict:
-    one = {**FACTS, "rates": RATES, "device": {"driver": "580.1"}, "stages": [], "compiled": []}
+    one = {**FACTS, "rates": RATES, "device": {"driver": "580.1"}, "stages": [], "runs": RUNS}
+    compiled = {"peer": "fastnest", "seconds": 1.0}
+    one["compiled"] = [{"name": "a", "what": "", **compiled}, {"name": "b", "what": "its time was up", **compiled}]
     one |= {"rows": [row("a"), row("b", own=5.0)], "profiles": [profile("a")]}
     test = {"op": "o", "backend": "cuda", "check": "graphs", "dtype": "float32", "verdict": "passed"}
     test |= {"done": 3, "of": 3, "failed": 0}
@@ -114,4 +118,4 @@ class Office:
         return [job for worker in self.workers for job in worker.asked]
 
 
-__all__ = ["FACTS", "RATES", "Ended", "Office", "Script", "ScriptedWorker", "profile", "result", "row", "soon"]
+__all__ = ["FACTS", "RATES", "RUNS", "Ended", "Office", "Script", "ScriptedWorker", "profile", "result", "row", "soon"]

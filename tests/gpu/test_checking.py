@@ -1,7 +1,9 @@
 """Checks and sanitizers as stages: what is begun, in which processes, and what becomes of deaths and lack of time."""
 
 import sys
+import time
 
+import pytest
 from gpu.result import Ended, Script, soon
 
 from fastnest.benchmarks.gpu import checking, record, sanitizers
@@ -58,23 +60,46 @@ def test_checks_that_die_say_where_and_the_others_go_on(session):
 
 def test_a_fault_behind_a_check_that_passed_is_its_failure(session):
     one = session(lambda job: (passes(job)[0], Ended(1, "CUDA error")))
-    checking.checked(one, one.worker(()), job("graphs"), soon())
+    checking.check_one(one, one.worker(()), job("graphs"), soon())
     assert [test["verdict"] for test in one.record.data["tests"]] == ["failed"]
 
 
 def test_checks_there_is_no_time_for(session):
     one = session(passes)
-    checking.checked(one, one.worker(()), job("graphs"), soon(5))
-    slow = session(lambda job: ([], Ended(None, "")))
-    checking.checked(slow, slow.worker(()), job("graphs"), soon())
-    assert [test["verdict"] for test in one.record.data["tests"]] == ["not run"]
-    assert [test["verdict"] for test in slow.record.data["tests"]] == ["not run"]
+    checking.check_one(one, one.worker(()), job("graphs"), soon(5))
+    late = session(lambda job: ([], Ended(None, "")))
+    checking.check_one(late, late.worker(()), job("graphs"), soon(30))
+    for found in (one, late):
+        assert [test["verdict"] for test in found.record.data["tests"]] == ["not run"]
+        assert record.complete(found.record.data)
+
+
+def test_a_check_that_hangs_is_a_failure(session):
+    one = session(lambda job: ([], Ended(None, "")))
+    worker, start = one.worker(()), time.time()
+    checking.check_one(one, worker, job("graphs"), soon())
+    (test,) = one.record.data["tests"]
+    assert (test["verdict"], test["what"]) == ("failed", f"does not end within {checking.LIMIT} s: its time was up")
+    assert worker.limits[0] - start == pytest.approx(checking.LIMIT, abs=5)
+    assert worker.asked[0]["until"] < worker.limits[0]  # it is told to stop by itself before
+
+
+def test_a_second_part_of_a_run_begins_with_what_the_first_left(session):
+    jobs = [job(name) for name in ("chosen", "graphs", "streams")]
+    listed = ([{"jobs": jobs}], Ended(0, ""))
+    one = session(lambda job: ([], Ended(-6, "")) if job["check"] == "graphs" else passes(job), Script(listed, listed))
+    for name in ("chosen", "graphs"):
+        checking.check_one(one, one.worker(()), job(name), soon())
+    checking.check(one, soon())
+    assert [asked["check"] for asked in one.begin.workers[-1].asked] == ["streams", "chosen", "graphs"]
 
 
 def test_a_list_of_checks_that_does_not_come_is_a_failure(session):
     one = session(passes, Script(([], Ended(1, "ImportError"))))
     checking.check(one, soon())
-    assert one.record.data["failures"][0]["what"] == "ended with 1; ImportError"
+    assert one.record.data["failures"] == [
+        {"stage": "checks", "name": "checks", "what": "list of checks: ended with 1; ImportError"}
+    ]
 
 
 def test_every_kernel_is_sanitized(session, monkeypatch):
@@ -95,15 +120,15 @@ def test_sanitizers_run_the_backend_that_they_name(session, monkeypatch):
     passed = {"verdict": "passed", "what": ""}
     one = session(passes, Script(([passed], Ended(0, "ERROR SUMMARY: 0 errors"))))
     asked = {"op": "o", "backend": "cuda", "dtype": "bfloat16", "tool": "synccheck"}
-    checking.sanitized(one, asked, soon())
+    checking.sanitize_one(one, asked, soon())
     words, environment = one.listen.asked[0]
     assert words[:3] == ["/a/compute-sanitizer", "--tool", "synccheck"]
     assert sys.executable in words
     assert words[-5:] == ["o", "bfloat16", "smallest", "--backend", "cuda"]
     assert environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert one.record.data["sanitizers"] == [{**asked, "verdict": "passed", "what": "ERROR SUMMARY: 0 errors"}]
-    checking.sanitized(one, asked, soon(5))
-    assert one.record.data["sanitizers"][0]["what"] == "no time left"
+    checking.sanitize_one(one, {**asked, "dtype": "float32"}, soon(5))
+    assert one.record.data["sanitizers"][1]["what"] == "no time left"
 
 
 def test_verdicts_of_sanitizers():

@@ -1,6 +1,7 @@
 """The checks for GPUs, by the C++ kernels (or the reference) on the CPU, and on results that are wrong."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -136,6 +137,14 @@ def test_an_exception_is_a_failure_and_the_rest_still_runs():
     assert found.failures[1].startswith("three")
 
 
+def test_no_memory_beside_other_processes_is_no_failure():
+    def function(one):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found = check("batch_stats").each([1, 2], function)
+    assert (found.done, found.failures, found.not_run) == (0, [], "no memory: CUDA out of memory")
+
+
 def test_time_that_is_up():
     late = check("batch_stats", until=0.0)
     assert late.each([1, 2], print).done == 0
@@ -189,9 +198,13 @@ def test_jobs_come_by_risk():
 
 def test_the_first_check_has_an_awkward_size_and_a_real_one(monkeypatch):
     for op in OPS:
-        (real,) = real_inputs(op)
+        (real,), (awkward,) = real_inputs(op), check(op).awkward()
         assert real.sizes["n"] * real.x_shape[1] >= 1000
         assert all(size > 0 for size in real.y_shape)
+        # No tile of 16 rows or pixels divides it, and several are needed.
+        rows = math.prod(awkward.x_shape) // awkward.x_shape[1]
+        assert awkward.sizes["n"] % 16
+        assert rows > 100
     small = small_inputs("dense_chain")[:1]
     monkeypatch.setattr(checks, "real_inputs", lambda op: small)
     found = report("first", check("dense_chain"))

@@ -1,5 +1,9 @@
 """Processes that say lines of JSON: one for a command, one for many jobs, and their ends."""
 
+import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,6 +55,8 @@ from fastnest.benchmarks.gpu.children import serve
 def do(job):
     yield {"pid": os.getpid(), "job": job["n"]}
     print("words")
+    sys.stderr.write("progress 100%")  # no end of the line
+    sys.stderr.flush()
     if job["n"] == "dies":
         print("of this", flush=True)
         os._exit(7)
@@ -82,7 +88,8 @@ def test_a_worker_that_dies_costs_one_job(tmp_path):
     worker = Worker([sys.executable, "-c", SERVES], folder=tmp_path)
     before, _ = do(worker, 1)
     died, ended = do(worker, "dies")
-    assert (died[0]["job"], ended) == ("dies", Ended(7, "words\nof this\n"))
+    assert (died[0]["job"], ended.status) == ("dies", 7)
+    assert ended.said.endswith("words\nprogress 100%of this\n")
     late, ended = do(worker, "sleeps", seconds=8)
     assert (late[0]["job"], ended.status) == ("sleeps", None)
     after, ended = do(worker, 3)
@@ -117,20 +124,54 @@ def test_jobs_are_shared_in_order():
         worker.done.append(job["n"])
         time.sleep(0.2 if job["n"] == 0 else 0.01)
 
-    children.share([{"n": n} for n in range(12)], workers, one)
-    assert sorted(begun) == list(range(12))
-    assert begun[:3] == [0, 1, 2]
+    alone = Counting()
+    children.share([([{"n": n} for n in range(12)], workers), ([{"n": 99}], [alone])], one)
+    assert sorted(begun) == [*range(12), 99]
+    assert [n for n in begun if n < 3] == [0, 1, 2]
     assert sorted(n for worker in workers for n in worker.done) == list(range(12))
     assert min(len(worker.done) for worker in workers) == 1  # the slow job kept its worker
-    assert all(worker.closed for worker in workers)
+    assert alone.done == [99]  # a lane has its own workers
+    assert all(worker.closed for worker in (*workers, alone))
 
 
 def test_workers_are_closed_where_a_job_raises():
-    workers = [Counting()]
+    workers, begun = [Counting()], []
 
     def one(worker, job):
+        begun.append(job)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        children.share([{}], workers, one)
+        children.share([([{}, {}], workers)], one)
     assert workers[0].closed
+    assert len(begun) == 1
+
+
+SHARES = """
+import json, os, sys, time
+from pathlib import Path
+from fastnest.benchmarks.gpu import children, run
+
+def one(worker, job):
+    worker.do(job, lambda entry: print(json.dumps(entry), flush=True), until=time.time() + 60)
+
+run.signal.signal(run.signal.SIGTERM, lambda *_: sys.exit(143))
+workers = [children.Worker([sys.executable, "-c", os.environ["SERVES"]], folder=Path()) for _ in range(2)]
+try:
+    children.share([([{"n": "sleeps"}] * 6, workers)], one)
+finally:
+    children.end_all()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_all_processes_and_begins_no_more(number):
+    process = subprocess.Popen([sys.executable, "-c", SHARES], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "SERVES": SERVES}, text=True)  # fmt: skip
+    pids = [json.loads(process.stdout.readline())["pid"] for _ in range(2)]
+    process.send_signal(number)
+    assert process.wait(timeout=20) != 0
+    assert process.stdout.read() == ""
+    for pid in pids:
+        state = Path(f"/proc/{pid}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"

@@ -62,7 +62,9 @@ def checkout(folder: Path) -> Path:
     (folder / "fastnest").mkdir(parents=True)
     for name in ("kernels", "benchmarks"):
         (folder / name).mkdir()
-    (folder / "fastnest" / f"_C{install.SUFFIX}").write_bytes(b"")
+    (folder / "csrc").mkdir()
+    (folder / "csrc" / "ops.cpp").write_text("int a;")
+    (folder / "fastnest" / f"_C{install.SUFFIX}").write_bytes(b"ELF" + install.digest(folder))
     return folder
 
 
@@ -77,40 +79,55 @@ def test_what_was_built_before_is_used_as_it_lies(tmp_path):
     assert (site / "fastnest" / "benchmarks").resolve() == root / "benchmarks"
 
 
+def prebuilt(root: Path, *replies) -> None:
+    install.prebuilt(time.time() + 100, print, "9.0a", Script(*replies), root)
+
+
 def test_what_is_not_built_or_does_not_load_is_an_error_of_one_line(tmp_path):
     with pytest.raises(
-        install.NotBuilt, match=r"--prebuilt needs .*_C\..* and it is not there: `make gpu-build` makes it"
+        install.NotBuilt, match=r"needs .*_C\..*, which is not there; `make gpu-build .* GPU_ARCH=9.0a`"
     ):
-        install.prebuilt(time.time() + 100, print, "9.0a", Script(), tmp_path)
+        prebuilt(tmp_path)
     root = checkout(tmp_path / "checkout")
-    for states, ended in (([{"cpp": "not built: undefined symbol"}], Ended(0, "")), ([], Ended(1, "ImportError"))):
-        with pytest.raises(install.NotBuilt, match=r"does not load .*(undefined symbol|ImportError)"):
-            install.prebuilt(time.time() + 100, print, "9.0a", Script((states, ended)), root)
+    for states, ended, said in (
+        ([STATES | {"cpp": "built, but not loadable"}], Ended(0, ""), "cpp built, but not loadable"),
+        ([STATES | {"cuda": "not built"}], Ended(0, ""), "cuda not built"),
+        ([], Ended(1, "ImportError"), "ended with 1; ImportError"),
+    ):
+        with pytest.raises(install.NotBuilt, match=rf"does not run here \({said}\)"):
+            prebuilt(root, (states, ended))
 
 
-def test_building_for_another_python_takes_its_headers_and_its_ending(monkeypatch, capsys):
-    ran = []
-    run = subprocess.run
+def test_what_was_built_of_other_sources_is_not_measured(tmp_path):
+    root = checkout(tmp_path / "checkout")
+    (root / "csrc" / "ops.cpp").write_text("int b;")
+    with pytest.raises(install.NotBuilt, match="was not built of the sources in csrc as they are now"):
+        prebuilt(root)
+
+
+def test_building_for_another_python_takes_its_headers_and_its_ending(tmp_path, monkeypatch, capsys):
+    ran, root = [], checkout(tmp_path / "checkout")
+    extension, run = root / "fastnest" / f"_C{install.SUFFIX}", subprocess.run
 
     def recorded(words, **options):
         if words[1] != "setup.py":
             return run(words, **options)
         ran.append((words, options["env"]))
+        extension.write_bytes(b"ELF")
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(install.subprocess, "run", recorded)
+    monkeypatch.setattr(install, "ROOT", root)
     monkeypatch.setenv("CFLAGS", "-march=x86-64")
     assert install.build(sys.executable, "9.0a") == 0
     words, environment = ran[0]
     assert words[2:] == ["--quiet", "build_ext", "--inplace", "--build-temp", "build/gpu"]
-    assert {name: environment[name] for name in ("FASTNEST_CUDA", "TORCH_CUDA_ARCH_LIST")} == {
-        "FASTNEST_CUDA": "1",
-        "TORCH_CUDA_ARCH_LIST": "9.0a",
-    }
+    assert (environment["FASTNEST_CUDA"], environment["TORCH_CUDA_ARCH_LIST"]) == ("1", "9.0a")
     assert environment["SETUPTOOLS_EXT_SUFFIX"] == install.SUFFIX
     headers = environment["CFLAGS"].split()[0].removeprefix("-I")
     assert Path(headers, "Python.h").exists()
     assert environment["CFLAGS"].endswith(" -march=x86-64")
+    assert extension.read_bytes() == b"ELF" + install.digest(root)
     assert f"fastnest/_C{install.SUFFIX} for compute capability 9.0a" in capsys.readouterr().out
 
 

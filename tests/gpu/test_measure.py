@@ -38,7 +38,7 @@ def test_every_group_begins_before_any_goes_on():
 
 
 def test_cheap_peers_come_first_and_whole_networks_last():
-    pairs = cases.beside_compiled()
+    pairs = cases.compiled_pairs()
     assert len({(case.name, peer) for case, peer in pairs}) == len(pairs)
     network = [cases.is_network(case) for case, _ in pairs]
     assert network == sorted(network)
@@ -49,7 +49,7 @@ def test_cheap_peers_come_first_and_whole_networks_last():
     assert modes == sorted(modes)  # forward before the training step
     limits = [cases.compile_limit(case) for case, _ in pairs]
     assert min(limits) < 100 < 95 * 2 < limits[-1]  # of a training step of DenseNet-121, which took more than 95 s
-    assert {peer for _, peer in cases.beside_compiled(["compile"])} == {"compile"}
+    assert {peer for _, peer in cases.compiled_pairs(["compile"])} == {"compile"}
 
 
 def test_cases_cover_what_is_promised():
@@ -82,7 +82,7 @@ def test_what_is_built_in_cuda_is_timed_beside_triton(monkeypatch):
     assert len(cuda) == len(plain)
     assert {case.peers for case in cuda} == {("triton", "eager")}
     assert set(cases.AT_ONCE) >= {"triton", "eager"}
-    assert {case.backend for case, _ in cases.beside_compiled()} == {""}
+    assert {case.backend for case, _ in cases.compiled_pairs()} == {""}
 
 
 @pytest.mark.skipif(BACKEND != "cpp", reason="the C++ kernels are not built")
@@ -112,14 +112,19 @@ def test_a_backend_that_cannot_run_is_told():
 def test_cases_are_listed_by_name_with_their_peers():
     every = work.listed("", None)
     assert list(every["cases"]) == [case.name for case in cases.in_order()]
-    assert len(every["compiled"]) == len(cases.beside_compiled())
+    assert len(every["compiled"]) == len(cases.compiled_pairs())
     dense = work.listed("^dense_chain-train", ["compile"])
     assert all(name.startswith("dense_chain-train") for name in dense["cases"])
     assert {tuple(peers) for peers in dense["cases"].values()} <= {("eager",)}
-    assert {(pair["peer"], pair["alone"]) for pair in dense["compiled"]} == {("compile", False)}
+    assert {(p["peer"], p["network"], p["tuned"]) for p in dense["compiled"]} == {("compile", False, False)}
     network = work.listed("DenseNet-121-train", None)
     assert next(iter(network["cases"].values())) == ["eager", "memory-efficient"]
-    assert all(pair["alone"] for pair in network["compiled"])
+    assert all(pair["network"] for pair in network["compiled"])
+    assert {pair["peer"]: pair["tuned"] for pair in network["compiled"]} == {
+        "compile": False,
+        "max-autotune-no-cudagraphs": True,
+        "max-autotune": True,
+    }
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
@@ -186,6 +191,20 @@ def test_wrong_numbers_have_no_speed(small):
     assert found["failures"]["what"].startswith("wrong numbers, no speed reported: ")
 
 
+def test_a_peer_that_computes_something_else_is_left_out(small):
+    def build(case, device):
+        problem = run.problem(case, device)
+        eager = problem.forms["eager"]
+        problem.forms["memory-efficient"] = replace(eager, call=lambda *leaves: eager.call(*leaves) * 2)
+        return problem
+
+    case = replace(SMALL[1], peers=("eager", "memory-efficient"))
+    row = measure.measure(case, case.peers, StandIn(), build=build)
+    assert set(row["call_us"]) == set(row["graph_us"]) == set(row["error"]) == {"fastnest", "eager"}
+    assert list(row["wrong_peers"]) == ["memory-efficient"]
+    assert "memory-efficient is off by" in row["wrong_peers"]["memory-efficient"]
+
+
 def test_what_cannot_be_built_or_captured_is_told(small):
     def build(case, device):
         raise torch.OutOfMemoryError("no room")
@@ -243,8 +262,30 @@ def test_kernels_of_a_profile():
     assert device.kernels_of([], 3) == {"launches": 0.0, "kernels_us": 0.0, "kernels": []}
 
 
+def test_rates_leave_the_settings_as_they_were(monkeypatch):
+    """A cache of torch.compile is only for processes with the same."""
+    gpu = device.Gpu()
+    for name in ("randint", "randn"):
+        of = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, of=of, device, **options: of(*a, **options))
+    monkeypatch.setattr(device.Gpu, "_median", lambda self, step: 1.0)
+    monkeypatch.setattr(device.Gpu, "free_bytes", lambda self: 8 * 2**10)
+    monkeypatch.setattr(device, "PRODUCTS", {"tf32": (torch.float32, 4), "float32": (torch.float32, 2)})
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        gpu.take_float32(tf32=False)
+        assert gpu.rates() == {"copy_bytes_per_second": 2 * 2**10, "flops_per_second": {"tf32": 128.0, "float32": 16.0}}
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+        monkeypatch.setattr(device, "PRODUCTS", {"tf32": (torch.float32, 4)})
+        gpu.rates()
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def test_what_one_process_compiles_another_finds(tmp_path):
-    """torch.compile's caches on disk, with the choice among kernels left to the process that times."""
+    """torch.compile's caches on disk, though the process that times has measured rates, and set TF32, before."""
     tests = Path(__file__).parents[1]
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
     words = [sys.executable, Path(__file__).with_name("cached.py")]

@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from gpu.result import FACTS, row
@@ -68,7 +71,8 @@ def test_stages_in_order(tmp_path, stages):
     data = json.loads((tmp_path / "stand-in-r-5.json").read_text())
     assert data == found.data
     assert [stage["name"] for stage in data["stages"]] == every
-    assert (data["fastnest"], data["commit"], data["limit_s"]) == ("0.1.0", "abc", 10)
+    assert (data["fastnest"], data["commit"]) == ("0.1.0", "abc")
+    assert [(one["limit_s"], one["stages"]) for one in data["runs"]] == [(10, every)]
     assert record.complete(data)
 
 
@@ -85,9 +89,40 @@ def test_parts_of_a_run_go_on_in_its_file_and_a_whole_one_begins_anew(tmp_path, 
 def test_a_part_of_a_run_is_no_result_to_ship(tmp_path, stages, monkeypatch):
     monkeypatch.setattr(gpu_run, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(gpu_run, "PARTIAL", tmp_path / "partial")
-    for words, folder in (([], "results"), (["--only", "a"], "partial"), (["--stages", "checks"], "partial")):
-        record_ = gpu_run.run(gpu_run.parser().parse_args(words), dict(FACTS), 0.0)
-        assert record_.path.parent == tmp_path / folder
+    for words in ("", "--only a", "--stages checks", "--peers compile", "--seconds 60"):
+        record_ = gpu_run.run(gpu_run.parser().parse_args(words.split()), dict(FACTS), 0.0)
+        assert record_.path.parent == tmp_path / ("partial" if words else "results"), words
+
+
+def test_stages_alone_find_the_checkout_where_nothing_was_installed(tmp_path, stages, monkeypatch):
+    found = []
+    monkeypatch.setitem(gpu_run.STAGES, "checks", lambda session, end: found.append(session.environment))
+    gpu_run.run(options(tmp_path, "--stages", "checks"), dict(FACTS), 0.0)
+    code = "import fastnest, fastnest.benchmarks.gpu.work as work; print(work.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **found[0]}, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(found[0]["PYTHONPATH"].split(os.pathsep)[0]), done.stderr
+
+
+def test_results_are_no_change_of_the_commit(tmp_path, monkeypatch):
+    """Or the first part of a run would be of another commit than the second."""
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a", *words], cwd=tmp_path, check=True)
+
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for path in (results / "card.json", tmp_path / "code.py"):
+        path.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
+    (results / "card.json").write_text("2")
+    assert len(gpu_run.commit()) == 40
+    (tmp_path / "code.py").write_text("2")
+    assert gpu_run.commit().endswith("+changes")
 
 
 def test_an_extension_that_is_not_there_leaves_the_last_result(tmp_path, stages, monkeypatch, capsys):

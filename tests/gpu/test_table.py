@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from gpu.result import FACTS, RATES, result, row
+from gpu.result import FACTS, RATES, RUNS, result, row
 
 from fastnest import cli
 from fastnest.benchmarks import pictures
@@ -28,6 +28,9 @@ def test_table():
     assert "FAILED c (measure): wrong numbers" in said
     assert "Not run in measure, late: d." in said
     assert "a: no CUDA graph of max-autotune-no-cudagraphs: RuntimeError: no" in said
+    assert "a: compile computes something else: off by 1" in said
+    assert "b: not compiled in advance: its time was up" in said
+    assert "a: not compiled" not in said
     assert table.share(row("x", flops=10**10), RATES) == pytest.approx(10.0)  # then the product bounds it, 100 us
 
 
@@ -56,8 +59,14 @@ def test_a_line_a_case_for_a_readme():
     line = "| residual_chain train bfloat16, N 8 M 4 | 25.0 us / 40.0 us | 10.0 us / 20.0 us | 4.0 us / 8.0 us |"
     assert f"{line} 2.50 / 2.00 | 50% |" in said
     assert said.count("residual_chain train") == 2  # not a line of its own for what is forced on CUDA C++
-    assert "Checks in that run: 1 passed, 1 failed, 1 not run." in said
+    assert "Checks: against float64 1 passed, 1 failed; by compute-sanitizer 1 not run." in said
     assert "c: wrong numbers" in said
+
+
+def test_several_runs_are_told_apart():
+    data = result()
+    data["runs"] = [*RUNS, {"date": "2026-01-02", "limit_s": 60, "stages": ["profile"]}]
+    assert "2026-01-01 and 2026-01-02, in 2 runs (checks, measure; profile). In them: copy" in table.markdown(data)
 
 
 def test_lines_as_they_are_found():
@@ -70,7 +79,7 @@ def test_lines_as_they_are_found():
 
 
 def test_table_of_a_run_that_was_cut_off_at_once():
-    data = {**FACTS, "rates": {}, **{name: [] for name in record.KEYS}}
+    data = {**FACTS, "rates": {}, **{name: [] for name in record.KEYS}, "runs": RUNS}
     assert "rates not measured" in table.markdown(data)
     data["rows"] = [row("c", backend="cuda")]
     assert "training step (forward, backward, every gradient), bfloat16, forced on cuda**" in table.markdown(data)

@@ -1,0 +1,21 @@
+"""Sizes of networks people train, by every backend that is here: too slow for every change (make nightly)."""
+
+from functools import partial
+
+import pytest
+import torch
+from marks import needs_cpp
+
+from fastnest.testing import OPS, assert_close, expect, real_inputs, run
+
+pytestmark = pytest.mark.nightly
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_real_sizes(op, dtype):
+    """Outputs and gradients; on a GPU `make gpu` begins with these."""
+    for one in real_inputs(op):
+        results = partial(run, one, dtype=dtype)
+        assert_close(results("cpp"), expect(results), dtype, repr(one))
