@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastnest.testing import assert_close
+from fastnest.testing import assert_close, pooled
 from fastnest.testing.comparison import Expected
 
 NAN, INF = float("nan"), float("inf")
@@ -34,3 +34,9 @@ def test_far(value, exact, plain):
 def test_nan_and_infinity(value, exact, plain):
     with pytest.raises(AssertionError, match=r"NaN or Inf differ at \[\[1\]\]"):
         judge(value, exact, plain)
+
+
+def test_pooled_errors_are_the_worst_of_all_results_by_their_size():
+    exact = {"y": torch.tensor([4.0, NAN]).double(), "dx": torch.tensor([0.5, -2.0]).double(), "db": torch.zeros(2)}
+    found = pooled(Expected(exact, exact, {"y": 0.4, "dx": 0.02, "db": 0.0}))
+    assert found.error == pytest.approx({"y": 0.4, "dx": 0.2, "db": 0.0})

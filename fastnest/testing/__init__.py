@@ -11,7 +11,7 @@ from .chains import (
     small_dense_chain_cases,
     small_residual_chain_cases,
 )
-from .comparison import ULPS, Expected, assert_close, assert_same_bits, expect
+from .comparison import ULPS, Expected, assert_close, assert_same_bits, expect, pooled
 from .cost import bytes_moved, flops, flops_of_maps
 from .guard import before_a_guard_page, behind_a_guard_page
 from .images import (
@@ -77,6 +77,7 @@ __all__ = [
     "instruction_set",
     "kernel",
     "kernels",
+    "pooled",
     "prepare",
     "real_inputs",
     "run",

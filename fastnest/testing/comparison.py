@@ -39,6 +39,17 @@ def expect(results: Callable[[str, torch.dtype | None, int], Results]) -> Expect
     return Expected(exact, plain, errors)
 
 
+def pooled(expected: Expected) -> Expected:
+    """Allows every result the worst relative error of all results, in units of their largest values.
+
+    For float32 at real sizes. There rounding flips a few of millions of relus in every run. A flip is larger than all
+    other errors, and chance decides which results it reaches: 16 draws see too few flips in one result, enough in all.
+    """
+    largest = {name: values[values.isfinite()].abs().max().item() for name, values in expected.exact.items()}
+    worst = max(error / largest[name] for name, error in expected.error.items() if largest[name])
+    return expected._replace(error={name: worst * size for name, size in largest.items()})
+
+
 def assert_close(actual: Results, expected: Expected, dtype: torch.dtype, what: object) -> None:
     """actual is at most twice as far from exact as rounding leads plain torch, plus 4 ulp of the largest value.
 

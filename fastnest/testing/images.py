@@ -69,7 +69,7 @@ def dense_block2d_cases() -> Iterator[Case]:
 
 def real_dense_block2d_cases() -> Iterator[Case]:
     # DenseNet-121's second block.
-    sizes = {"n": 8, "c": 128, "h": 28, "w": 28, "d": (32,) * 12, "b": (128,) * 12}
+    sizes = {"n": 4, "c": 128, "h": 28, "w": 28, "d": (32,) * 12, "b": (128,) * 12}
     yield Case("dense_block2d", sizes, (*EVALUATION, "dropout"), layout="channels last")
 
 
@@ -129,7 +129,7 @@ def residual_block2d_cases(op: str) -> Iterator[Case]:
 
 def real_residual_block2d_cases(op: str) -> Iterator[Case]:
     # Of a ResNet-50's first stage and of a wide ResNet's second one.
-    n, c, size, k = (16, 256, 56, 64) if op == "bottleneck2d" else (16, 256, 16, 256)
+    n, c, size, k = (4, 256, 56, 64) if op == "bottleneck2d" else (8, 256, 16, 256)
     yield _residual_block2d_case(op, n, c, size, size, k, c, RESIDUAL_KINDS[0])
 
 
