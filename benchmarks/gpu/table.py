@@ -151,28 +151,26 @@ def profiles(data: dict, kernels: int = 6) -> list[str]:
     measured = {row["name"] for row in data["rows"]}
     parts = []
     for one in data["profiles"]:
-        lines = []
-        for name, profile in one["of"].items():
-            for kernel in profile["kernels"][:kernels]:
-                share = kernel["us"] / profile["kernels_us"]
-                cells = [
-                    name,
-                    f"`{_shorter(kernel['name'])}`",
-                    f"{kernel['count']:.0f}",
-                    time_text(kernel["us"]),
-                    f"{share:.0%}",
-                ]
-                lines.append(cells)
-            left = profile["kernels_us"] - sum(kernel["us"] for kernel in profile["kernels"][:kernels])
-            launches = profile["launches"] - sum(kernel["count"] for kernel in profile["kernels"][:kernels])
-            if launches > 0.5:
-                share = left / profile["kernels_us"]
-                lines.append([name, "all others", f"{launches:.0f}", time_text(left), f"{share:.0%}"])
         said = ". ".join(f"{name}: {_in_short(profile)}" for name, profile in one["of"].items())
         doubt = "" if one["name"] in measured else " Its results were not compared in this run, or were wrong."
-        head = _table(["", "kernel", "launches", "time", "share"], lines)
-        parts.append(f"**{one['name']}**\n\n{said}.{doubt}\n\n{head}")
+        lines = [line for name, profile in one["of"].items() for line in _by_kernel(name, profile, kernels)]
+        found = _table(["", "kernel", "launches", "time", "share"], lines)
+        parts.append(f"**{one['name']}**\n\n{said}.{doubt}\n\n{found}")
     return parts
+
+
+def _by_kernel(contestant: str, profile: dict, most: int) -> list[list[str]]:
+    """Lines of so many kernels, and one of all others."""
+
+    def line(kernel: str, launches: float, us: float) -> list[str]:
+        return [contestant, kernel, f"{launches:.0f}", time_text(us), f"{us / profile['kernels_us']:.0%}"]
+
+    told = profile["kernels"][:most]
+    lines = [line(f"`{_shorter(one['name'])}`", one["count"], one["us"]) for one in told]
+    others = [
+        profile[whole] - sum(one[part] for one in told) for whole, part in (("launches", "count"), ("kernels_us", "us"))
+    ]
+    return [*lines, line("all others", *others)] if others[0] > 0.5 else lines
 
 
 def _shorter(kernel: str) -> str:
