@@ -28,9 +28,19 @@ def finish(*processes: subprocess.Popen, timeout: float = 240) -> list[str]:
     return [out for out, _ in said]
 
 
+# Caches of torch may hold a process group that was destroyed. Its gloo threads live on, and now and then abort a Python
+# that ends ("terminate called without an active exception").
+WITHOUT_FINALIZATION = """
+import os
+import sys
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
 def run_both(code: str, *words: object, timeout: float = 240) -> list[str]:
     """Two processes that wait for one another, each with its rank as the last word."""
-    return finish(*(start(code, *words, rank) for rank in (0, 1)), timeout=timeout)
+    return finish(*(start(code + WITHOUT_FINALIZATION, *words, rank) for rank in (0, 1)), timeout=timeout)
 
 
 def run(code: str, *words: object, timeout: float = 240) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from children import WITHOUT_FINALIZATION
 from torch.nn import functional as F
 
 from fastnest import cli, models
@@ -382,7 +383,7 @@ def equal_training(processes=None, path: Path | None = None) -> Training:
 def two_processes(tmp_path_factory):
     """(folder, what was printed) of two processes by torchrun."""
     out = tmp_path_factory.mktemp("two")
-    (out / "script.py").write_text(SCRIPT)
+    (out / "script.py").write_text(SCRIPT + WITHOUT_FINALIZATION)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(out / "script.py"), str(out), str(Path(__file__).parent)]
     paths = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
