@@ -129,11 +129,7 @@ def measure(problem: Problem, case: Case, *, budget: float) -> dict:
             counted = [n for n in ("fastnest", "eager", "compile", "memory-efficient") if n in contestants]
             memory = {name: training_memory(contestants[name]) for name in counted}
     return {
-        "name": case.name,
-        "subject": case.subject,
-        "mode": case.mode,
-        "dtype": case.dtype,
-        "sizes": case.sizes,
+        **case.labels(),
         "flops": problem.flops,
         "bytes": problem.bytes,
         "rounds": len(times["fastnest"]),

@@ -27,6 +27,10 @@ class Case:
         sizes = "-".join(f"{letter}{value}" for letter, value in self.sizes.items())
         return f"{self.subject}-{self.mode}-{self.dtype}-{sizes}{self.backend and '-' + self.backend}"
 
+    def labels(self) -> dict:
+        """What a line of results is of."""
+        return {key: getattr(self, key) for key in ("name", "subject", "mode", "dtype", "sizes")}
+
 
 @dataclass
 class Form:

@@ -65,7 +65,8 @@ def prebuilt(
 ) -> tuple[str, dict[str, str]]:
     """The same with the checkout as it lies, in which `make gpu-build` has left the extension; raises NotBuilt."""
     extension = root / "fastnest" / f"_C{SUFFIX}"
-    again = f"`make gpu-build GPU_PYTHON={sys.executable} GPU_ARCH={architecture}` makes it"
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    again = f"`make gpu-build GPU_PYTHON={python} GPU_ARCH={architecture}` makes it"
     if not extension.exists():
         raise NotBuilt(f"--prebuilt needs {extension}, which is not there; {again}")
     if not extension.read_bytes().endswith(digest(root)):

@@ -147,11 +147,7 @@ def _compared(prepared: Prepared) -> tuple[dict[str, float], dict[str, str]]:
 def _what(case: Case, problem: Problem) -> dict:
     """What a row or profile is of."""
     return {
-        "name": case.name,
-        "subject": case.subject,
-        "mode": case.mode,
-        "dtype": case.dtype,
-        "sizes": case.sizes,
+        **case.labels(),
         "backend": case.backend,
         "flops": problem.flops,
         # A step reads the arguments and dy, and writes y and every gradient.
