@@ -83,12 +83,16 @@ def why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
     """Why a caller that has torch's way too should not call an op: no kernel takes x, or torch does something else."""
     if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
         return f"{type(x).__name__} has operators of its own"
+    why_not = _why_not("triton" if x.is_cuda else "cpp", None, x, {})
+    if why_not is not None:
+        return why_not
+    # Behind the device, because torch raises where a device knows no autocast (meta).
     if torch.is_autocast_enabled(x.device.type):
         if x.dtype is torch.float32:
             return "float32 under autocast, whose result torch leaves in float32"
     elif x.dtype != weight.dtype:
         return f"its input is {x.dtype} and its weights are {weight.dtype}"
-    return _why_not("triton" if x.is_cuda else "cpp", None, x, {})
+    return None
 
 
 def choose(
