@@ -41,10 +41,21 @@ def common_eps(op: str, norms: Sequence[torch.nn.BatchNorm2d]) -> float:
     return values.pop() if values else 1e-5
 
 
-def norm_tensors(norms: Sequence[torch.nn.BatchNorm2d], batch: bool) -> tuple[list[Tensor], ...]:
-    """(weights, biases, means, variances), the last two empty where the batch's are used."""
-    weights = [_affine(norm, "weight", 1.0) for norm in norms]
-    biases = [_affine(norm, "bias", 0.0) for norm in norms]
+def norm_tensors(
+    norms: Sequence[torch.nn.BatchNorm2d], batch: bool, convs: Sequence[Tensor]
+) -> tuple[list[Tensor], ...]:
+    """(weights, biases, means, variances), the last two empty where the batch's are used.
+
+    Weights 1 and biases 0 stand for those that a norm does not have. The op wants one dtype for all norms, so these are
+    like another norm's tensors, or like the weights `convs` where no norm has any.
+    """
+    # The dict behind the module, which takes a microsecond to look up an attribute.
+    weights: list[Any] = [norm._parameters["weight"] for norm in norms]
+    biases: list[Any] = [norm._parameters["bias"] for norm in norms]
+    if any(tensor is None for tensor in (*weights, *biases)):
+        statistics = [norm.running_mean for norm in norms]
+        like = next(tensor for tensor in (*weights, *statistics, *convs) if tensor is not None)
+        weights, biases = _filled(weights, 1.0, norms, like), _filled(biases, 0.0, norms, like)
     if batch:
         return weights, biases, [], []
     means: list[Any] = [norm.running_mean for norm in norms]
@@ -52,15 +63,14 @@ def norm_tensors(norms: Sequence[torch.nn.BatchNorm2d], batch: bool) -> tuple[li
     return weights, biases, means, variances
 
 
-def _affine(norm: torch.nn.BatchNorm2d, name: str, otherwise: float) -> Tensor:
-    # The dict behind the module, which takes a microsecond to look up an attribute.
-    tensor = norm._parameters[name]
-    if tensor is not None:
-        return tensor
-    like = norm.running_mean
-    if like is None:
-        return torch.full((norm.num_features,), otherwise)
-    return torch.full((norm.num_features,), otherwise, dtype=like.dtype, device=like.device)
+def _filled(
+    tensors: Sequence[Tensor | None], value: float, norms: Sequence[torch.nn.BatchNorm2d], like: Tensor
+) -> list[Tensor]:
+    """The tensors, and one of that value for every norm without."""
+    return [
+        torch.full((norm.num_features,), value, dtype=like.dtype, device=like.device) if tensor is None else tensor
+        for tensor, norm in zip(tensors, norms, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -103,7 +113,8 @@ def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool,
     conv1 = [layer.conv1.weight for layer in layers if layer.conv1 is not None]
     conv2 = [layer.conv2.weight for layer in layers]
     dropout = [_mask(x, layer) for layer in layers] if training and any(layer.dropout for layer in layers) else []
-    (w1, b1, m1, v1), (w2, b2, m2, v2) = norm_tensors(norm1, batch), norm_tensors(norm2, batch)
+    tensors, l = norm_tensors(norms, batch, conv2), len(layers)
+    (w1, w2), (b1, b2), (m1, m2), (v1, v2) = [(each[:l], each[l:]) for each in tensors]
     if batch and process_group is not None:
         weights = reference.Weights(conv1, conv2, w1, b1, m1, v1, w2, b2, m2, v2, dropout)
         all_reduce = _sum_over(process_group)
@@ -178,13 +189,14 @@ def run_residual_block(
         raise ValueError(f"run_residual_block: convs must be 2 or 3 convolutions, got {len(convs)}")
     name, op, strided = RESIDUAL_BLOCKS[len(convs)]
     batch, eps = use_batch_statistics(name, norms), common_eps(name, norms)
-    weights, biases, means, variances = norm_tensors(norms, batch)
+    kernels = [conv.weight for conv in convs]
+    weights, biases, means, variances = norm_tensors(norms, batch, kernels)
     stride = convs[strided].stride[0]
     shortcut = {} if projection is None else {"projection": projection.weight, "projection_bias": projection.bias}
     y: Tensor
     y, *features, statistics = op(
         x,
-        [conv.weight for conv in convs],
+        kernels,
         weights,
         biases,
         conv_bias=_conv_biases(convs),

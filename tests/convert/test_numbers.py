@@ -17,6 +17,7 @@ from convert.blocks import (
     timm_densenet,
     torchvision_densenet,
 )
+from nn.norms import without_affine, without_parameters
 from torch import nn
 
 import fastnest
@@ -165,3 +166,32 @@ def test_frozen_batch_norms():
     fast, x = fastnest.accelerate(model, inplace=False), images()
     assert runs_the_op(fast, x)
     assert_as_near(fast, model, "frozen")
+
+
+def accelerated_without_affine(name: str, tracks: bool, training: bool, device: str) -> tuple[nn.Module, nn.Module]:
+    """The model with batch norms that have neither weight nor bias, and its accelerated copy."""
+    model = without_affine(small_model(name, training), tracks).to(device)
+    fast = fastnest.accelerate(model, inplace=False)
+    assert len([block for block in fast.modules() if isinstance(block, Accelerated)]) == MODELS[name][1]
+    return model, fast
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", ["torchvision", "authors"])
+@without_parameters
+def test_norms_without_parameters(name, tracks, training):
+    model, fast = accelerated_without_affine(name, tracks, training, "cpu")
+    assert runs_the_op(fast, images())
+    assert_as_near(fast, model, f"{name}, training={training}")
+    expected, actual = (results(one, 0, torch.float64) for one in (model, fast))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "authors"])
+@without_parameters
+def test_norms_without_parameters_on_another_device(name, tracks):
+    _, fast = accelerated_without_affine(name, tracks, True, "meta")
+    y = fast(images().to("meta"))
+    y.sum().backward()
+    assert y.shape == (2, 5)
+    assert all(parameter.grad.is_meta for parameter in fast.parameters())

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from marks import best_kernel
+from nn.norms import without_affine, without_parameters
 from torch.nn import functional as F
 
 import fastnest
@@ -114,16 +115,54 @@ def _hidden(block, x):
 
 
 @best_kernel
-def test_norms_without_parameters_or_running_statistics(name):
-    block, _ = block_and_plain()
-    for module in list(block.modules()):
-        for child, norm in module.named_children():
-            if isinstance(norm, torch.nn.BatchNorm2d):
-                setattr(module, child, torch.nn.BatchNorm2d(norm.num_features, affine=False, track_running_stats=False))
-    plain, x = Plain(block), torch.randn(3, 16, 5, 5)
+@without_parameters
+@either
+def test_norms_without_parameters(name, tracks, bottleneck):
+    for dtype, rtol in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        block, _ = block_and_plain(bottleneck, dtype)
+        plain = Plain(without_affine(block, tracks))
+        with kernel("reference" if dtype is torch.float64 else name):
+            for training in (True, False):
+                block.train(training), plain.train(training)
+                x = torch.randn(3, 16, 5, 5, dtype=dtype, requires_grad=True)
+                outputs = block(x), plain(x)
+                torch.testing.assert_close(*outputs, rtol=rtol, atol=rtol)
+                gradients = [
+                    torch.autograd.grad(y.sin().sum(), [x, *one.parameters()])
+                    for y, one in zip(outputs, (block, plain), strict=True)
+                ]
+                torch.testing.assert_close(*gradients, rtol=rtol, atol=rtol * 10)
+        torch.testing.assert_close(list(block.buffers()), list(plain.buffers()), rtol=rtol, atol=rtol)
+
+
+@without_parameters
+@either
+def test_norms_without_parameters_on_another_device(tracks, bottleneck):
+    block = without_affine(nn.DenseBlock2d(16, 12, 4, bottleneck=bottleneck, device="meta"), tracks)
+    x = torch.randn(3, 16, 5, 5, device="meta", requires_grad=True)
+    y, expected = block(x), Plain(block)(x)
+    assert (y.shape, y.dtype, y.device) == (expected.shape, expected.dtype, expected.device)
+    y.sum().backward()
+    assert all(tensor.grad.is_meta for tensor in (x, *block.parameters()))
+
+
+@best_kernel
+@without_parameters
+def test_norms_without_parameters_in_bfloat16(name, tracks):
+    """A block of bfloat16; float32 modules under autocast; and bfloat16 convolutions beside norms in float32."""
+    x = torch.randn(3, 16, 5, 5)
     with kernel(name):
-        for training in (True, False):
-            torch.testing.assert_close(block.train(training)(x), plain.train(training)(x), rtol=1e-4, atol=1e-4)
+        for one in (x, x.bfloat16()):
+            block = without_affine(nn.DenseBlock2d(16, 12, 4), tracks)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert block(one).dtype is torch.bfloat16
+        assert block.bfloat16()(x.bfloat16()).dtype is torch.bfloat16
+        block.denselayer2.norm2 = torch.nn.BatchNorm2d(48, track_running_stats=tracks)
+        for norm in block.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.float()
+        y = block(x.bfloat16())
+    torch.testing.assert_close(y, Plain(block)(x.bfloat16()), rtol=0.05, atol=0.05)
 
 
 def test_norms_have_to_agree():

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from marks import best_kernel
+from nn.norms import without_affine, without_parameters
 from torch.nn import functional as F
 
 from fastnest import nn
@@ -131,13 +132,56 @@ def test_norms_that_do_not_train_or_keep_no_statistics(name):
         torch.testing.assert_close(block.eval()(x), plain.eval()(x)[0])
 
 
-def test_batch_norms_without_parameters():
-    block, plain = block_and_plain(BLOCKS["basic"])
-    for one in (block, plain.block):
-        one.norm1 = torch.nn.BatchNorm2d(16, affine=False)
-        one.norm2 = torch.nn.BatchNorm2d(12, affine=False)
-    x = torch.randn(4, 16, 6, 5)
-    torch.testing.assert_close(block(x), plain(x)[0])
+@best_kernel
+@every_block
+@without_parameters
+def test_norms_without_parameters(name, make, tracks):
+    for dtype, rtol in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        block = without_affine(make(dtype=dtype), tracks)
+        plain = Plain(block)
+        with kernel("reference" if dtype is torch.float64 else name):
+            for training in (True, False):
+                block.train(training), plain.train(training)
+                x = torch.randn(3, 16, 6, 5, dtype=dtype, requires_grad=True)
+                outputs = block(x, return_features=True), plain(x)
+                torch.testing.assert_close(*outputs, rtol=rtol, atol=rtol)
+                gradients = [
+                    torch.autograd.grad(sum(out.sin().sum() for out in outs), [x, *one.parameters()])
+                    for outs, one in zip(outputs, (block, plain), strict=True)
+                ]
+                torch.testing.assert_close(*gradients, rtol=rtol, atol=rtol * 10)
+        torch.testing.assert_close(list(block.buffers()), list(plain.buffers()), rtol=rtol, atol=rtol)
+
+
+@every_block
+@without_parameters
+def test_norms_without_parameters_on_another_device(make, tracks):
+    block = without_affine(make(device="meta"), tracks)
+    x = torch.randn(3, 16, 6, 5, device="meta", requires_grad=True)
+    y, (expected, _) = block(x), Plain(block)(x)
+    assert (y.shape, y.dtype, y.device) == (expected.shape, expected.dtype, expected.device)
+    y.sum().backward()
+    assert all(tensor.grad.is_meta for tensor in (x, *block.parameters()))
+
+
+@best_kernel
+@every_block
+@without_parameters
+def test_norms_without_parameters_in_bfloat16(name, make, tracks):
+    """A block of bfloat16; float32 modules under autocast; and bfloat16 convolutions beside norms in float32."""
+    x = torch.randn(3, 16, 6, 5)
+    with kernel(name):
+        for one in (x, x.bfloat16()):
+            block = without_affine(make(), tracks)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert block(one).dtype is torch.bfloat16
+        assert block.bfloat16()(x.bfloat16()).dtype is torch.bfloat16
+        block.norm2 = torch.nn.BatchNorm2d(block.norm2.num_features, track_running_stats=tracks)
+        block.norm1.float()
+        if hasattr(block, "norm3"):
+            block.norm3.float()
+        y = block(x.bfloat16())
+    torch.testing.assert_close(y, Plain(block)(x.bfloat16())[0], rtol=0.05, atol=0.05)
 
 
 def test_keys_are_those_of_timm():
