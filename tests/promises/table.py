@@ -5,17 +5,20 @@ what pytest --junitxml=FILE wrote. Rows of which nothing was run stay as they ar
 """
 
 import argparse
-import os
 import platform
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+
+from fastnest import _backend
+from fastnest.benchmarks.machine import commit, facts
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(
@@ -43,16 +46,13 @@ def proves(row: Row, test: str) -> bool:
 
 
 def machine() -> str:
-    """Where the tests ran, without a date."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    from fastnest import _backend
-
-    sets = ", ".join(_backend._C.instruction_sets()) if _backend.CPP_IS_BUILT else "no kernels built"
+    """Where the tests ran, of which commit and when."""
+    known, sets = facts(), ", ".join(_backend._C.instruction_sets()) if _backend.CPP_IS_BUILT else "no kernels built"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "onnxruntime", "hypothesis"))
-    return f"{model}, {os.cpu_count()} cores, kernels {sets}; Python {platform.python_version()}, {packages}."
+    return (
+        f"{known['cpu']}, {known['cores']} cores, kernels {sets}; Python {platform.python_version()}, {packages}; "
+        f"commit {commit() or 'unknown'}, {datetime.now(timezone.utc).date()}."
+    )
 
 
 def outcomes(report: Path) -> dict[str, str]:
@@ -85,7 +85,8 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
-    text = options.path.read_text()
+    # The commit is that of the tests when they start, which may take an hour, and not of what is edited meanwhile.
+    text, ran_on = options.path.read_text(), machine()
     chosen = [row for row in rows(text) if any(word in row.test for word in options.words or [""])]
     found = outcomes(options.report) if options.report else run(sorted({row.test for row in chosen}))
 
@@ -94,7 +95,7 @@ def main() -> int:
         result = said(row, found) if row in chosen else None
         return f"| {row.promise} | `{row.test}` | {row.scope} | {result or row.result} |"
 
-    options.path.write_text(MACHINE.sub(lambda _: machine(), ROW.sub(filled, text)))
+    options.path.write_text(MACHINE.sub(lambda _: ran_on, ROW.sub(filled, text)))
     return int(not found or "failed" in found.values())
 
 

@@ -7,7 +7,7 @@ import sys
 
 import on_host
 import pytest
-from promises.table import ROOT, proves, rows, said
+from promises.table import MACHINE, ROOT, proves, rows, said
 
 from fastnest.testing import OPS
 
@@ -48,7 +48,7 @@ def test_results_are_counted():
 
 
 def test_results_of_a_run_are_filled_in(tmp_path):
-    """The row that was run, and no other."""
+    """The row that was run, and no other; and on which machine, of which commit and when."""
     page, report = tmp_path / "promises.md", tmp_path / "report.xml"
     page.write_text(TEXT)
     at, _, name = ROWS[0].test.removesuffix(".py").partition(".py::")
@@ -57,3 +57,5 @@ def test_results_of_a_run_are_filled_in(tmp_path):
     command = [sys.executable, "tests/promises/table.py", page, "--report", report]
     assert subprocess.run(command, cwd=ROOT).returncode == 1
     assert rows(page.read_text()) == [ROWS[0]._replace(result="1 failed"), *ROWS[1:]]
+    (ran_on,) = MACHINE.findall(page.read_text())
+    assert re.search(r" cores, .*torch .*; commit ([0-9a-f]{40}(\+changes)?|unknown), \d{4}-\d\d-\d\d\.$", ran_on)
