@@ -67,8 +67,9 @@ def check(op: str, x: Tensor, weights: Weights, stride: int, eps: float) -> None
         raise_misfit(op, x, wrong, f"x {list(x.shape)} and conv {[list(weight.shape) for weight in weights.conv]}")
     if not weights.projection and (stride != 1 or out != c):
         raise ValueError(f"{op}: projection must be given where the shape changes, got {c} to {out}, stride {stride}")
-    check_batch_norm(op, x, eps, weights.batch)
-    if weights.batch:
+    batch = weights.uses_batch_statistics()
+    check_batch_norm(op, x, eps, batch)
+    if batch:
         smallest = [x.shape[0], 1, *((size - 1) // stride + 1 for size in x.shape[2:])]
         if smallest[0] * smallest[2] * smallest[3] == 1:
             raise ValueError(f"{op}: batch statistics need more than one value per channel behind stride {stride} too")
@@ -140,12 +141,13 @@ def _by_kernel(
         lengths = tuple(map(len, weights))
         options = op, backend, stride, eps, return_features, lengths
         y, *others = autograd.ResidualBlock2dFunction.apply(*options, image, *flat)
-        features = others.pop(0) if return_features else None
-        mean, var = others[: len(others) // 2], others[len(others) // 2 :]
+        # No pop: what torch 2.10 compiles has a tuple here.
+        features, found = (others[0], others[1:]) if return_features else (None, others)
+        mean, var = found[: len(found) // 2], found[len(found) // 2 :]
     else:
         y, features, _, mean, var = autograd.kernel_forward(
             op, backend, image, weights, stride, eps, return_features, False
         )
     if features is not None and return_features:
         features = in_format_of(x, features)
-    return in_format_of(x, y), features, (mean, var) if weights.batch else None
+    return in_format_of(x, y), features, (mean, var) if weights.uses_batch_statistics() else None

@@ -81,7 +81,7 @@ def _kernel_backward(
     saved: Sequence[Tensor],
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
     hidden, statistics = saved[: len(weights.conv) - 1], saved[len(weights.conv) - 1 :]
-    training, half = weights.batch, len(statistics) // 2
+    training, half = weights.uses_batch_statistics(), len(statistics) // 2
     if training:
         weights = weights._replace(norm_mean=statistics[:half], norm_var=statistics[half:])
     dy = None if dy is None else channels_last("dy", dy)

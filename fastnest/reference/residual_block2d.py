@@ -30,9 +30,9 @@ class Weights(NamedTuple):
     projection: Sequence[Tensor]  # one, or none
     projection_bias: Sequence[Tensor]
 
-    @property
-    def batch(self) -> bool:
-        """Whether the batch's own statistics are used."""
+    # No property: torch 2.10 compiles none of a named tuple.
+    def uses_batch_statistics(self) -> bool:
+        """Whether the norms normalise with the batch's own statistics."""
         return not (not self.norm_weight or self.norm_mean)
 
 
@@ -79,7 +79,7 @@ def residual_block2d_forward(
         bias = weights.projection_bias[0] if weights.projection_bias else None
         shortcut = F.conv2d(a, weights.projection[0], bias, stride)
     y = convolve(v, len(weights.conv) - 1) + shortcut
-    return y, v, ([mean for mean, _ in found], [var for _, var in found]) if weights.batch else None
+    return y, v, ([mean for mean, _ in found], [var for _, var in found]) if weights.uses_batch_statistics() else None
 
 
 def residual_block2d_backward(
