@@ -139,7 +139,7 @@ def problem(case: Case, device: str = "cpu") -> Problem:
         x = x.bfloat16()  # what convolutions under autocast before it leave
     last = x.contiguous(memory_format=torch.channels_last)
     models = {
-        "fastnest": fastnest.accelerate(model, inplace=False),
+        "fastnest": fastnest.accelerate(model, inplace=False).to(memory_format=torch.channels_last),
         "eager": copy.deepcopy(model).to(memory_format=torch.channels_last),
     }
     forms = {name: form(case, one, last) for name, one in models.items()}

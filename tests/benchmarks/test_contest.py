@@ -42,3 +42,10 @@ def test_memory_counts_what_is_held_but_not_the_gradients():
 
     # exp saves its result: two of them; the backward adds one temporary product at a time, and its result is returned.
     assert 2 * 2**20 <= contest.training_memory(step) <= 4 * 2**20
+
+
+def test_both_image_models_have_weights_in_the_same_memory():
+    case = Case("bottleneck block", "forward", "float32", {"n": 1, "px": 4, "c": 8, "k": 4}, ())
+    forms = run.problem(case).forms
+    for mine, theirs in zip(forms["fastnest"].leaves, forms["eager"].leaves, strict=True):
+        assert mine.stride() == theirs.stride()
