@@ -141,7 +141,7 @@ def _by_kernel(
         lengths = tuple(map(len, weights))
         options = op, backend, stride, eps, return_features, lengths
         y, *others = autograd.ResidualBlock2dFunction.apply(*options, image, *flat)
-        # No pop: what torch 2.10 compiles has a tuple here.
+        # No pop: what torch up to 2.12 compiles has a tuple here.
         features, found = (others[0], others[1:]) if return_features else (None, others)
         mean, var = found[: len(found) // 2], found[len(found) // 2 :]
     else:
