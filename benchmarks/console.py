@@ -6,8 +6,8 @@ FIRST = 31  # characters, and of the other columns:
 COLUMNS = {"fastnest": 9, "of peak": 9, "x eager": 9, "x compile": 11, "x best": 8, "memory": 11, "of eager's": 12}
 NOTE = (
     "x eager, x compile: eager's and torch.compile's time over fastnest's; below 1, fastnest is slower. x best: the\n"
-    "fastest peer, {peers}. of peak: of the measured multiply-add peak. memory: what torch's allocator\n"
-    "holds at the peak of a training step beyond weights, gradients and input."
+    "fastest peer, {peers}. of peak: of the measured multiply-add peak; torch's: no kernel of fastnest ran.\n"
+    "memory: what torch's allocator holds at the peak of a training step beyond weights, gradients and input."
 )
 
 
@@ -18,6 +18,7 @@ def table(result: dict) -> str:
         parts.append(f"{name.replace('_', ' ')}: {_rates(condition)}")
         parts.append("\n".join([_line("", COLUMNS), *_lines({**result, "conditions": {name: condition}}, condition)]))
         parts += [f"FAILED, no speed reported: {failure}" for failure in condition["failures"]]
+        parts += [f"DIED: {what}" for what in condition["died"]]
         if condition["not_run"]:
             parts.append(_not_run(condition))
     rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
@@ -30,7 +31,7 @@ def _not_run(condition: dict) -> str:
     of = len(condition["rows"]) + len(condition["failures"]) + len(names)
     more = " (--seconds N gives more time)" if condition["stopped"] == "time is up" else ""
     shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-    return f"{condition['stopped']}{more}, {len(names)} of {of} cases not run: {shown}"
+    return f"{condition['stopped'] or 'a process died'}{more}, {len(names)} of {of} cases not run: {shown}"
 
 
 def _rates(condition: dict) -> str:
@@ -53,10 +54,14 @@ def _case(row: dict, condition: dict) -> str:
     ratios = report.ratios(row)
     memory = row["memory"].get("fastnest")
     share = report.memory_ratio(row, "eager") if memory is not None else None
-    cells = [report.time_text(row["median_us"]["fastnest"]), f"{report.share(row, condition):.0%}"]
+    cells = [report.time_text(row["median_us"]["fastnest"]), _share(row, condition)]
     cells += [f"{ratios[peer]:.2f}" if peer in ratios else "-" for peer in ("eager", "compile", "best")]
     cells += ["-" if memory is None else f"{memory / 2**20:.1f} MiB", "-" if share is None else f"{share:.2f}"]
     return _line(f"  {sizes}", cells)
+
+
+def _share(row: dict, condition: dict) -> str:
+    return "torch's" if report.is_of_torch(row) else f"{report.share(row, condition):.0%}"
 
 
 def _line(first: str, cells) -> str:

@@ -1,15 +1,17 @@
 """How a case is timed: contestants on the same tensors, first compared with float64, then interleaved in rounds."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import median, quantiles
+from statistics import quantiles
 
 import torch
 from torch import Tensor
 
 import fastnest
 from fastnest import _backend
+from fastnest.convert.swap import plan_of, why_not
 
 from .gate import errors
 from .problem import BACKENDS, Case, Problem, output_gradient
@@ -23,6 +25,7 @@ COMPILED = {
     "frozen": {"options": {"max_autotune": True, "freezing": True}},
 }
 TUNED = frozenset(COMPILED) - {"compile"}  # by times of their own, which takes minutes a case
+SHORT = 0.02  # seconds; the first of so short steps may take many times as long as the next
 
 
 def steps(
@@ -56,33 +59,72 @@ def _forced(step: Callable[[], object], name: str) -> Callable[[], object]:
     return forced
 
 
+def compile_all(contestants: dict[str, Callable], tag: str) -> None:
+    """The first step of those that torch.compile makes, by its cache on disk where that has them.
+
+    tag: under which the cache keeps what was tuned, since the fastest code of one condition is not that of another.
+    All other code is the same under every condition.
+    """
+    for name, step in contestants.items():
+        if name in COMPILED:
+            with torch.compiler.config.patch(cache_key_tag=tag if name in TUNED else ""):
+                step()
+
+
 def seconds(contestants: dict, *, budget: float, rounds: tuple[int, int] = (5, 25)) -> dict[str, list[float]]:
-    """name -> seconds of one step, a value per round; the steps have run before.
+    """name -> seconds of one step, a value per round; what has to be compiled is.
 
     Every round times each contestant in turn (A B C, A B C, ...), so that a slow moment of the machine is shared; a
     turn repeats a short step until it lasts 2 ms.
     """
     repeats, once = {}, 0.0
     for name, step in contestants.items():
-        start = time.perf_counter()
-        step()
-        took = time.perf_counter() - start
+        took = _took(step)
+        if took < SHORT:
+            took = _took(step)
         repeats[name] = max(1, round(2e-3 / took))
         once += took * repeats[name]
     times = {name: [] for name in contestants}
     for _ in range(min(rounds[1], max(rounds[0], int(budget / once)))):
         for name, step in contestants.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                step()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            times[name].append(_took(step, repeats[name]))
     return times
+
+
+def _took(step: Callable[[], object], repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return (time.perf_counter() - start) / repeats
 
 
 def spread(values: list[float]) -> float:
     """Interquartile range."""
     low, _, high = quantiles(values, n=4)
     return high - low
+
+
+def ran(problem: Problem, step: Callable[[], object]) -> dict:
+    """What fastnest's step runs: {"ops": {backend: calls}, "blocks": accelerated ones, "own": {why: of these, those
+    that ran their own forward}}."""
+    blocks = [block for block in (problem.model.modules() if problem.model else ()) if plan_of(block) is not None]
+    reasons = []
+
+    def note(block, args, kwargs):
+        reasons.append(why_not(block, args, kwargs))
+
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        with _backend.logging_choices() as choices:
+            step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        "ops": dict(Counter(choice.backend for choice in choices)),
+        "blocks": len(blocks),
+        "own": dict(Counter(reason for reason in reasons if reason is not None)),
+    }
 
 
 def training_memory(step: Callable[[], Sequence[Tensor]]) -> int:
@@ -115,26 +157,30 @@ def training_memory(step: Callable[[], Sequence[Tensor]]) -> int:
     return peak
 
 
-def measure(problem: Problem, case: Case, *, budget: float) -> dict:
-    """One line of the JSON: medians and spread per contestant in microseconds, errors, memory of a training step."""
+def measure(problem: Problem, case: Case, *, budget: float, first: bool = True, tag: str = "") -> dict:
+    """What one process finds of a case: "seconds" of every round per contestant.
+
+    first: whether no process before has compared the case with float64; then also labels, errors, what ran and the
+    memory of a training step. tag: as `compile_all` has it.
+    """
     dy = output_gradient(problem)
     with torch.set_grad_enabled(case.mode == "train"):
         contestants = steps(problem, case, dy)
-        for step in contestants.values():
-            step()
+        compile_all(contestants, tag)
+        if not first:
+            return {"name": case.name, "seconds": seconds(contestants, budget=budget)}
         error = errors(problem, case, dy, contestants)
-        times = seconds(contestants, budget=budget)
-        memory = {}
-        if case.mode == "train":
-            counted = [n for n in ("fastnest", "eager", "compile", "memory-efficient") if n in contestants]
-            memory = {name: training_memory(contestants[name]) for name in counted}
-    return {
-        **case.labels(),
-        "flops": problem.flops,
-        "bytes": problem.bytes,
-        "rounds": len(times["fastnest"]),
-        "median_us": {name: median(values) * 1e6 for name, values in times.items()},
-        "iqr_us": {name: spread(values) * 1e6 for name, values in times.items()},
-        "error": error,
-        "memory": memory,
-    }
+        return {
+            **case.labels(),
+            "flops": problem.flops,
+            "bytes": problem.bytes,
+            "error": error,
+            "ran": ran(problem, contestants["fastnest"]),
+            "seconds": seconds(contestants, budget=budget),
+            "memory": _memory(contestants) if case.mode == "train" else {},
+        }
+
+
+def _memory(contestants: dict[str, Callable]) -> dict[str, int]:
+    counted = [name for name in ("fastnest", "eager", "compile", "memory-efficient") if name in contestants]
+    return {name: training_memory(contestants[name]) for name in counted}

@@ -72,6 +72,8 @@ class Problem:
     exact: Callable[[Tensor], list[Tensor]] | None = None
     # Every block's name and problem, where the gradients of the whole network are mostly rounding error (gate.py).
     blocks: Callable[[], Iterator[tuple[str, "Problem"]]] | None = None
+    # That fastnest.accelerate has changed, where fastnest's form runs one.
+    model: torch.nn.Module | None = None
 
     def form_of(self, contestant: str) -> Form:
         """What a contestant runs: a backend fastnest's form, torch.compile eager's, any other its own."""

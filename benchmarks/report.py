@@ -10,6 +10,7 @@ from .gpu import table as gpu_table
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("eager", "nchw", "in-place", "memory-efficient", "compile", "max-autotune", "frozen")
 TITLES = {"forward": "forward, no grad", "train": "training step (forward, backward, every gradient)"}
+MOVED = 0.25  # by which a ratio to the fastest peer may differ between conditions before it is measured again
 
 
 def load(paths: Sequence[Path] | None = None) -> dict[Path, dict]:
@@ -43,6 +44,25 @@ def ratios(row: dict) -> dict[str, float]:
     return {**found, "best": min(found.values())}
 
 
+def moved(rows: Sequence[dict]) -> bool:
+    """Whether a case's ratio to the fastest peer differs between conditions by more than MOVED."""
+    best = [ratios(row)["best"] for row in rows]
+    return max(best) > (1 + MOVED) * min(best)
+
+
+def is_of_torch(row: dict) -> bool:
+    """Whether no kernel of fastnest ran in fastnest's step: its ops took the reference, its blocks their own forward.
+
+    The row then compares torch with torch; it stays in its table and counts nowhere else.
+    """
+    return not set(row["ran"]["ops"]) - {"reference"}
+
+
+def of_kernels(rows: Iterable[dict]) -> list[dict]:
+    """The rows in which kernels ran."""
+    return [row for row in rows if not is_of_torch(row)]
+
+
 def share(row: dict, condition: dict) -> float:
     """Share of the measured multiply-add peak of all threads."""
     return row["flops"] / row["median_us"]["fastnest"] * 1e-3 / condition["peak_gflops"][row["dtype"]]
@@ -59,6 +79,22 @@ def memory_ratio(row: dict, peer: str) -> float | None:
 
 def time_text(microseconds: float) -> str:
     return f"{microseconds:.0f} us" if microseconds < 1e3 else f"{microseconds / 1e3:.3g} ms"
+
+
+def time_with_quartiles(row: dict) -> str:
+    """fastnest's time, and between which values half of the rounds lie, in the same unit."""
+    unit, form = (1, ".0f") if row["median_us"]["fastnest"] < 1e3 else (1e-3, ".3g")
+    low, high = (format(unit * value, form) for value in row["quartiles_us"]["fastnest"])
+    return f"{time_text(row['median_us']['fastnest'])} [{low}, {high}]"
+
+
+def _shares(rows: list[dict], conditions: list[dict]) -> str:
+    """Shares of the peak, with what ran torch's own forward."""
+    if any(map(is_of_torch, rows)):
+        return "torch's own"
+    shares = _both([share(row, c) for row, c in zip(rows, conditions, strict=True)], ".0%")
+    blocks, own = rows[0]["ran"]["blocks"], sum(rows[0]["ran"]["own"].values())
+    return f"{shares} ({blocks - own} of {blocks} blocks)" if own else shares
 
 
 def _both(values: list, form: str) -> str:
@@ -89,10 +125,10 @@ def table(result: dict, subject: str, mode: str, dtype: str) -> str:
         rows = [rows[name] for rows in by_name]
         faster = [ratios(row) for row in rows]
         cells = [str(rows[0]["sizes"][letter]) for letter in letters]
-        cells.append(" / ".join(time_text(row["median_us"]["fastnest"]) for row in rows))
-        cells.append(_both([share(row, c) for row, c in zip(rows, conditions, strict=True)], ".0%"))
+        cells.append(" / ".join(map(time_with_quartiles, rows)))
+        cells.append(_shares(rows, conditions))
         cells += [_both([one.get(peer) for one in faster], ".2f") for peer in peers]
-        cells.append(f"**{_both([one['best'] for one in faster], '.2f')}**")
+        cells.append(f"**{_both([one['best'] for one in faster], '.2f')}**{' †' if moved(rows) else ''}")
         if memory:
             cells.append(f"{rows[0]['memory']['fastnest'] / 2**20:.2f} MiB")
             cells += [_both([memory_ratio(rows[0], peer)], ".2f") for peer in held]
@@ -127,20 +163,47 @@ def heading(result: dict) -> str:
     return (
         f"{machine(result, caches=True)}. Every cell is "
         f"{' / '.join(name.replace('_', ' ') for name in conditions)}. Measured in the same run: {peaks}.\n\n"
-        "Times are medians of interleaved rounds; `x eager` is eager's time over fastnest's, `best` the fastest peer. "
+        f"Times are medians of interleaved rounds, {_rounds(result)}, between brackets their quartiles; `x eager` is "
+        "eager's time over fastnest's, `best` the fastest peer. "
         "In-place is `addmm_` (residual) or `addmm(out=)` into one buffer (dense). Of images, eager and compile run in "
         "channels-last memory, nchw is eager in the other, memory-efficient is checkpointed, and frozen is "
         "`torch.compile` with frozen weights and max-autotune. Memory is the peak that torch's allocator holds in a "
-        "training step beyond weights, gradients and input, and its share of the peers'."
+        "training step beyond weights, gradients and input, and its share of the peers'. Where it says torch's own, "
+        "no kernel of fastnest ran: every op or block took plain torch's way, and the row is left out of the summary "
+        "and the pictures. `12 of 16 blocks`: the others ran their own forward." + _said_of_moved(conditions)
+    )
+
+
+def _rounds(result: dict) -> str:
+    """How many rounds a median is of, and in how many processes."""
+    rows = [row for condition in result["conditions"].values() for row in condition["rows"]]
+    if not rows:
+        return "none"
+    spans = []
+    for what in ("rounds", "processes"):
+        least, most = min(row[what] for row in rows), max(row[what] for row in rows)
+        spans.append(str(least) if least == most else f"{least} to {most}")
+    return f"{spans[0]} in {spans[1]} process{'' if spans[1] == '1' else 'es'}"
+
+
+def _said_of_moved(conditions: dict) -> str:
+    if len(conditions) < 2:
+        return ""
+    return (
+        f" †: the ratio to the fastest peer differs by more than {MOVED:.0%} between the conditions; a full run "
+        "measures such cases in one more process of each, and marks those of which that is still so."
     )
 
 
 def summary(result: dict) -> str:
-    """Per subject and mode: the worst and the median ratio to the best peer, and the median share of peak."""
+    """Per subject and mode: the worst and the median ratio to the best peer, and the median share of peak.
+
+    Only of rows in which kernels ran.
+    """
     lines = [_line(["", "cases", "x best peer, least", "median", "share of peak, median"]), _line(["--", *["--:"] * 4])]
     conditions = list(result["conditions"].values())
     for subject, mode, dtype in groups_of(result):
-        groups = [rows_of(c, subject, mode, dtype) for c in conditions]
+        groups = [of_kernels(rows_of(c, subject, mode, dtype)) for c in conditions]
         if not all(groups):
             continue
         best = [[ratios(row)["best"] for row in rows] for rows in groups]
@@ -153,13 +216,21 @@ def summary(result: dict) -> str:
 
 
 def markdown(result: dict) -> str:
-    """Everything: heading, summary, a table per subject, mode and dtype, and what failed its comparison."""
+    """Everything: heading, summary, a table per subject, mode and dtype, and what failed, died or was not run."""
     if is_of_gpu(result):
         return gpu_table.markdown(result)
+    if not result["conditions"]:
+        return "NOT RUN: every case\n"
     conditions = result["conditions"].values()
     parts = [heading(result), summary(result), *(table(result, *group) for group in groups_of(result))]
     parts += [f"FAILED, no speed reported: {failure}" for condition in conditions for failure in condition["failures"]]
-    parts += [f"NOT RUN: {name}" for condition in conditions for name in condition.get("not_run", [])]
+    parts += [f"DIED: {what}" for condition in conditions for what in condition["died"]]
+    parts += [
+        f"NOT RUN ({said.replace('_', ' ')}): {name}"
+        for said, condition in result["conditions"].items()
+        for name in condition["not_run"]
+    ]
+    parts += [f"NOT RUN: every case, {said.replace('_', ' ')}" for said in result["not_begun"]]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

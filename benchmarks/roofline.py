@@ -4,7 +4,7 @@ import math
 
 from fastnest._optional import optional
 
-from . import look
+from . import look, report
 
 ALT = "Roofline of forward passes"
 MARKERS = "osD^vP*X"
@@ -16,12 +16,12 @@ def shown(result: dict) -> dict:
     """{"condition", "bandwidth": GB/s or None, "panels": {dtype: {"peak", "points": [...]}}}, or {}.
 
     A point is {"subject", "intensity", "fastnest", "eager"}: flops per byte of arguments and result, and flops per
-    second. What a training step must move is not counted in the JSON.
+    second. What a training step must move is not counted in the JSON. Cases in which no kernel ran are left out.
     """
     # With two conditions the last is the fair one, which says what the kernels do.
     name, condition = list(result["conditions"].items())[-1]
     panels = {}
-    for row in condition["rows"]:
+    for row in report.of_kernels(condition["rows"]):
         if row["mode"] == "forward":
             peak = round(condition["peak_gflops"][row["dtype"]], 1)
             panels.setdefault(row["dtype"], {"peak": peak, "points": []})["points"].append(_point(row))

@@ -1,4 +1,7 @@
-"""The paired run: every case in two child processes, as shipped and fair, into one JSON.
+"""The paired run: every case in child processes, as shipped and fair, into one JSON.
+
+A full run takes three processes per condition, in turn, and pools their rounds: a median over processes is not one of
+where a process happened to put its memory, and a slow spell of the machine is shared by the conditions.
 
 "As shipped" is torch from the package index. torch's MKL picks its float32 code by the CPU's vendor, which on some AMD
 CPUs costs most of their speed; "fair" answers yes to that question (a preloaded stub of mkl_serv_intel_cpu_true,
@@ -17,17 +20,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
 from fastnest._optional import optional
 
 from . import bench_dense_chain, bench_images, bench_models, bench_residual_chain, contest, gate, machine
+from .pool import Pool, moved
 from .problem import Case, Problem
 
 FILES = {
@@ -35,14 +37,12 @@ FILES = {
     for module in (bench_residual_chain, bench_dense_chain, bench_models, bench_images)
 }
 RESULTS = Path(__file__).parent / "results"
+CHILD = f"{__package__}.child"
 CONDITIONS = ("as_shipped", "fair")
 STUB = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
-BUDGET = {True: 1.2, False: 0.6}  # seconds of timing a case; slow cases take at least five rounds
+BUDGET = 0.6  # seconds of timing a case in a process; slow cases take at least five rounds
+PROCESSES = 3  # of a full run, per condition
 SECONDS = 105  # that a run may take which is not full; the rest of two minutes starts and ends processes
-
-
-class OutOfTime(KeyboardInterrupt):
-    """Raised in the midst of a case when time is up; no broad `except Exception` of a compiler swallows it."""
 
 
 def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
@@ -93,61 +93,53 @@ def condition_of(environment: dict[str, str], condition: str, folder: Path) -> d
     return {**environment, "LD_PRELOAD": preload, "THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def measure(chosen: Sequence[Case], full: bool, until: float | None = None, title: str = "") -> dict:
-    """One condition in this process: the machine's rates, and every case until time is up or Ctrl-C."""
-    tqdm = optional("tqdm", "bench").tqdm
-    rates = machine.rates()
-    rows, failures, peaks = [], [], {case.dtype: [] for case in chosen}
-    progress = tqdm(chosen, desc=title, unit="case", dynamic_ncols=True)
-    done, stopped = 0, ""
-    if until is not None:
-        signal.signal(signal.SIGALRM, _out_of_time)
-        signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.time()))
-    try:
-        for case in progress:
-            progress.set_postfix_str(case.name)
-            peaks[case.dtype].append(machine.peak_gflops(case.dtype))
-            try:
-                rows.append(contest.measure(problem(case), case, budget=BUDGET[full]))
-            except AssertionError as error:  # wrong numbers: no speed from this case
-                failures.append(str(error))
-                tqdm.write(f"FAILED {error}")
-            done += 1
-    except KeyboardInterrupt as why:
-        stopped = "time is up" if isinstance(why, OutOfTime) else "interrupted"
-        tqdm.write(f"{stopped} after {done} of {len(chosen)} cases, which are kept")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return {
-        "rows": rows,
-        "failures": failures,
-        "stopped": stopped,
-        "not_run": [case.name for case in chosen[done:]],
-        "peak_gflops": {dtype: max(samples) for dtype, samples in peaks.items() if samples},
-        **rates,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _out_of_time(*_) -> None:
-    raise OutOfTime
-
-
 @contextmanager
 def _left_to_the_child(number: int):
-    """Ctrl-C reaches both processes; the one that measures ends, the other writes what was measured."""
-    before = signal.signal(number, lambda *_: None)
+    """Ctrl-C reaches both processes; the one that measures ends, the other writes what was measured.
+
+    Yields a list that is no longer empty once it was pressed.
+    """
+    pressed = []
+    before = signal.signal(number, lambda *_: pressed.append(number))
     try:
-        yield
+        yield pressed
     finally:
         signal.signal(number, before)
 
 
-def child(order: dict, path: Path) -> None:
-    """Measures the named cases and writes what `measure` returns."""
-    every = {case.name: case for case in cases(order["full"], (".",))}
-    chosen = [every[name] for name in order["names"]]
-    path.write_text(json.dumps(measure(chosen, order["full"], order["until"], path.stem.replace("_", " "))))
+def measure(order: dict, environment: dict[str, str], path: Path, pool: Pool) -> None:
+    """One process, into the pool. Where it dies in the midst of a case, another goes on behind that case."""
+    names = order["names"]
+    while names:
+        path.unlink(missing_ok=True)
+        words = [sys.executable, "-m", CHILD, json.dumps({**order, "names": names}), str(path)]
+        with _left_to_the_child(signal.SIGINT) as pressed:
+            code = subprocess.run(words, env=environment).returncode
+        found = json.loads(path.read_text()) if path.exists() else None
+        if found is not None:
+            pool.add(found)
+        if code == 0:
+            return
+        if pressed:
+            pool.stopped = "interrupted"
+            return
+        if found is None:
+            raise ChildProcessError(f"a process ended with {code} before its first case")
+        died, *names = found["not_run"] or [""]
+        pool.died.append(f"{died or 'the end'}: the process ended with {code} there ({order['title']})")
+
+
+def processes(pools: dict[str, Pool], full: bool) -> Iterator[tuple[str, str, list[str]]]:
+    """(condition, title, names of cases) of every process, in order; later ones take what the first could measure."""
+    count = PROCESSES if full else 1
+    for i in range(count):
+        for condition, pool in pools.items():
+            title = condition.replace("_", " ") + (f" {i + 1}/{count}" if count > 1 else "")
+            yield condition, title, pool.measured() if i else pool.names
+    if full and len(pools) > 1:
+        again = moved(pools.values())
+        for condition in pools:
+            yield condition, f"{condition.replace('_', ' ')} again", again
 
 
 def run(
@@ -160,7 +152,7 @@ def run(
 ) -> dict:
     """Runs the chosen cases under the conditions, for at most so many seconds, and writes the JSON.
 
-    A run of everything is written to results/ where `out` does not say otherwise.
+    It is written after every process. A run of everything is written to results/ where `out` does not say otherwise.
     """
     start = time.time()
     optional("tqdm", "bench")
@@ -178,38 +170,49 @@ def run(
         "versions": machine.versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "conditions": {},
+        "not_begun": [],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for i, condition in enumerate(conditions, 1):
-            environment = condition_of(dict(os.environ), condition, Path(folder))
-            if environment is None:
-                print("fair: skipped, no C compiler for the stub (set CC)", file=sys.stderr)
-                continue
-            until = None if seconds is None else start + seconds * i / len(conditions)
-            path = Path(folder) / f"{condition}.json"
-            order = json.dumps({"names": chosen, "full": full, "until": until})
-            words = [sys.executable, "-m", __spec__.name, order, str(path)]
-            with _left_to_the_child(signal.SIGINT):
-                subprocess.run(words, env=environment, check=True)
-            result["conditions"][condition] = measured = json.loads(path.read_text())
-            if measured["stopped"] == "interrupted":
-                break
     if out is None and full and not names:
         out = RESULTS / f"{machine.slug(facts)}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        environments = _environments(conditions, Path(folder))
+        pools = {condition: Pool(chosen) for condition in environments}
+        count = len(pools) * (PROCESSES if full else 1)
+        for i, (condition, title, those) in enumerate(processes(pools, full), 1):
+            until = None if seconds is None else start + seconds * min(1, i / count)
+            order = {"condition": condition, "title": title, "names": those, "full": full, "until": until}
+            order["first"] = i <= len(pools)
+            measure(order, environments[condition], Path(folder) / "found.json", pools[condition])
+            result["conditions"] = {name: pool.result() for name, pool in pools.items() if pool.rates}
+            result["not_begun"] = [name for name, pool in pools.items() if not pool.rates]
+            _write(result, out)
+            if pools[condition].stopped == "interrupted":
+                break
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {out}")
     return result
 
 
+def _environments(conditions: Sequence[str], folder: Path) -> dict[str, dict[str, str]]:
+    """The environment of each condition that can be had here."""
+    found = {condition: condition_of(dict(os.environ), condition, folder) for condition in conditions}
+    if found.get("fair", {}) is None:
+        print("fair: skipped, no C compiler for the stub (set CC)", file=sys.stderr)
+    return {condition: environment for condition, environment in found.items() if environment is not None}
+
+
+def _write(result: dict, out: Path | None) -> None:
+    """Whole or not at all: what is there already is not lost to an interrupt."""
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(out)
+
+
 def complete(result: dict) -> bool:
-    """Whether something was measured and every case passed its comparison with float64."""
+    """Whether something was measured, every case passed its comparison, no process died and nobody interrupted it."""
     conditions = result["conditions"].values()
-    return any(one["rows"] for one in conditions) and not any(one["failures"] for one in conditions)
-
-
-if __name__ == "__main__":
-    child(json.loads(sys.argv[1]), Path(sys.argv[2]))
-    sys.stderr.flush()
-    os._exit(0)  # an ordinary end would wait for the threads of a compilation that was given up
+    bad = any(one["failures"] or one["died"] or one["stopped"] == "interrupted" for one in conditions)
+    return any(one["rows"] for one in conditions) and not bad

@@ -14,13 +14,18 @@ WORDS = {"train": "training", "float32": "fp32", "bfloat16": "bf16", "float16": 
 
 
 def shown(result: dict) -> dict:
-    """{"conditions": [name], "lines": [{"label", peer: {condition: [ratio of every case]}}]}, best first, or {}."""
-    conditions = list(result["conditions"])
+    """{"conditions": [name], "lines": [{"label", peer: {condition: [ratio of every case]}}]}, best first, or {}.
+
+    Cases in which no kernel ran are left out.
+    """
+    measured = {name: c for name, c in result["conditions"].items() if report.of_kernels(c["rows"])}
+    conditions = list(measured)
     lines = []
     for group in report.groups_of(result):
-        cases = {
-            name: [report.ratios(row) for row in report.rows_of(c, *group)] for name, c in result["conditions"].items()
-        }
+        rows = {name: report.of_kernels(report.rows_of(c, *group)) for name, c in measured.items()}
+        cases = {name: [report.ratios(row) for row in those] for name, those in rows.items()}
+        if not any(cases.values()):
+            continue
         ratios = {
             peer: {name: [round(one[peer], 3) for one in found if peer in one] for name, found in cases.items()}
             for peer in TITLES

@@ -17,9 +17,11 @@ def result() -> dict:
                 "sizes": {"n": n, "m": 8},
                 "flops": 100_000_000,
                 "bytes": 1000,
-                "rounds": 5,
+                "rounds": 15,
+                "processes": 3,
                 "median_us": {"fastnest": 500.0, "eager": 2000.0 * factor, "compile": 1000.0 * factor},
-                "iqr_us": {"fastnest": 1.0, "eager": 1.0, "compile": 1.0},
+                "quartiles_us": {"fastnest": [490.0, 520.0], "eager": [1e3, 5e3], "compile": [1e3, 5e3]},
+                "ran": {"ops": {"cpp": 1}, "blocks": 0, "own": {}},
                 "error": {"fastnest": 1e-7, "eager": 1e-7},
                 "memory": {"fastnest": 2**20, "eager": 2**23, "compile": 2**22} if mode == "train" else {},
             }
@@ -28,7 +30,7 @@ def result() -> dict:
         ]
         peak = {"float32": 400.0}
         rates = {"peak_gflops": peak, "matmul_gflops": 100.0, "copy_gbytes_per_second": 10.0}
-        return {"rows": rows, "failures": [], "stopped": "", "not_run": [], **rates, "threads": 2}
+        return {"rows": rows, "failures": [], "died": [], "stopped": "", "not_run": [], **rates, "threads": 2}
 
     machine = {
         "cpu": "Some CPU",
@@ -47,4 +49,5 @@ def result() -> dict:
         "instruction_set": "avx2",
     }
     conditions = {"as_shipped": condition(2.0), "fair": condition(1.0)}
-    return {"machine": machine, "versions": versions, "date": "2026-01-01T00:00:00+00:00", "conditions": conditions}
+    facts = {"machine": machine, "versions": versions, "date": "2026-01-01T00:00:00+00:00"}
+    return {**facts, "conditions": conditions, "not_begun": []}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastnest
 from fastnest.benchmarks import contest, gate, run
 from fastnest.benchmarks.problem import Case, output_gradient
 
@@ -44,8 +45,41 @@ def test_memory_counts_what_is_held_but_not_the_gradients():
     assert 2 * 2**20 <= contest.training_memory(step) <= 4 * 2**20
 
 
+def test_what_ran_is_recorded_of_ops_and_of_accelerated_blocks():
+    chain = SMALL[0]
+    problem = run.problem(chain)
+    step = contest.steps(problem, chain, output_gradient(problem), only=())["fastnest"]
+    kernels = "cpp" if fastnest.backends()["cpp"] == "available" else "reference"
+    assert contest.ran(problem, step) == {"ops": {kernels: 1}, "blocks": 0, "own": {}}
+    for dtype in ("float32", "bfloat16"):
+        case = Case("bottleneck block", "forward", dtype, {"n": 1, "px": 4, "c": 8, "k": 4}, ())
+        problem = run.problem(case)
+        step = contest.steps(problem, case, output_gradient(problem))["fastnest"]
+        found = contest.ran(problem, step)
+        assert found["blocks"] == 1
+        # The block alone gets a float32 image under autocast, which torch computes in its own way.
+        own = kernels == "reference" or dtype == "bfloat16"
+        assert (sum(found["own"].values()), found["ops"]) == ((1, {}) if own else (0, {"cpp": 1}))
+
+
 def test_both_image_models_have_weights_in_the_same_memory():
     case = Case("bottleneck block", "forward", "float32", {"n": 1, "px": 4, "c": 8, "k": 4}, ())
     forms = run.problem(case).forms
     for mine, theirs in zip(forms["fastnest"].leaves, forms["eager"].leaves, strict=True):
         assert mine.stride() == theirs.stride()
+
+
+def test_a_later_process_compares_nothing(monkeypatch):
+    monkeypatch.setattr(contest, "errors", None)
+    monkeypatch.setattr(contest, "seconds", lambda contestants, budget: {name: [1.0] for name in contestants})
+    found = contest.measure(run.problem(SMALL[0]), SMALL[0], budget=0.0, first=False)
+    assert found == {"name": SMALL[0].name, "seconds": {"fastnest": [1.0], "eager": [1.0], "in-place": [1.0]}}
+
+
+def test_a_long_step_is_called_once_before_its_rounds(monkeypatch):
+    calls = []
+    monkeypatch.setattr(contest, "_took", lambda step, repeats=1: calls.append((step, repeats)) or step)
+    times = contest.seconds({"long": 1.0, "short": 1e-3}, budget=0.0)
+    assert times == {"long": [1.0] * 5, "short": [1e-3] * 5}
+    assert calls[:3] == [(1.0, 1), (1e-3, 1), (1e-3, 1)]
+    assert calls[3:5] == [(1.0, 1), (1e-3, 2)]

@@ -94,6 +94,17 @@ def test_roofline_of_forward_passes(result):
     assert "bandwidth was not measured" in roofline.said(shown)
 
 
+def test_rows_of_torchs_own_forward_are_not_shown(result):
+    for condition in result["conditions"].values():
+        for row in condition["rows"]:
+            if row["mode"] == "forward":
+                row["ran"]["ops"] = {"reference": 1}
+    assert list(pictures.contents(result)) == ["speedup"]
+    assert [line["label"] for line in speedup.shown(result)["lines"]] == ["residual_chain training fp32"]
+    result["conditions"]["fair"]["rows"] = []
+    assert speedup.shown(result)["conditions"] == ["as_shipped"]
+
+
 def test_nothing_to_show_is_no_picture(result):
     for condition in result["conditions"].values():
         condition["rows"] = [row for row in condition["rows"] if row["mode"] == "train"]

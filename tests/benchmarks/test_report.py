@@ -17,7 +17,9 @@ def test_tables(tmp_path, capsys, result):
     assert cli.main(["bench", "--show", str(path)]) == 0
     said = capsys.readouterr().out
     assert "| N | M | fastnest | share of peak | x eager | x compile | **x best** |" in said
-    assert "| 64 | 8 | 500 us / 500 us | 50% / 50% | 8.00 / 4.00 | 4.00 / 2.00 | **4.00 / 2.00** |" in said
+    times = "500 us [490, 520] / 500 us [490, 520]"
+    assert f"| 64 | 8 | {times} | 50% / 50% | 8.00 / 4.00 | 4.00 / 2.00 | **4.00 / 2.00** † |" in said
+    assert "medians of interleaved rounds, 15 in 3 processes, between brackets their quartiles" in said
     assert "| memory | of eager's | of compile's |" in said
     assert "1.00 MiB | 0.12 | 0.25 |" in said
     assert "FAILED" not in said
@@ -46,8 +48,45 @@ def test_failures_and_what_was_not_run_are_shown(result):
     result["conditions"]["fair"]["failures"].append("a case is off by 1e-3")
     result["conditions"]["as_shipped"]["not_run"].append("another case")
     assert "FAILED, no speed reported: a case is off by 1e-3" in report.markdown(result)
-    assert "NOT RUN: another case" in report.markdown(result)
+    result["conditions"]["as_shipped"]["died"].append("a third case: the process ended with -11")
+    assert "NOT RUN (as shipped): another case" in report.markdown(result)
+    assert "DIED: a third case: the process ended with -11" in report.markdown(result)
     assert not run.complete(result)
+    del result["conditions"]["fair"]
+    result["not_begun"].append("fair")
+    assert "NOT RUN: every case, fair" in report.markdown(result)
+
+
+def test_times_are_in_one_unit_with_their_quartiles(result):
+    row = result["conditions"]["fair"]["rows"][0]
+    assert report.time_with_quartiles(row) == "500 us [490, 520]"
+    row["median_us"]["fastnest"], row["quartiles_us"]["fastnest"] = 1230.0, [990.0, 1310.0]
+    assert report.time_with_quartiles(row) == "1.23 ms [0.99, 1.31]"
+
+
+def test_a_ratio_that_differs_between_conditions_is_marked(result):
+    for row in result["conditions"]["as_shipped"]["rows"]:
+        row["median_us"].update(compile=1240.0)
+    assert "†" not in report.table(result, "residual_chain", "forward", "float32")
+    for row in result["conditions"]["as_shipped"]["rows"]:
+        row["median_us"].update(compile=1260.0)
+    assert report.table(result, "residual_chain", "forward", "float32").count(" † |") == 2
+
+
+def test_rows_of_torchs_own_forward_are_marked_and_not_counted(result):
+    for condition in result["conditions"].values():
+        train = [row for row in condition["rows"] if row["mode"] == "train"]
+        train[0]["ran"] = {"ops": {}, "blocks": 1, "own": {"float32 under autocast": 1}}
+        train[1]["ran"] = {"ops": {"cpp": 12}, "blocks": 16, "own": {"hooks": 3, "restored": 1}}
+        for row in condition["rows"]:
+            if row["mode"] == "forward":
+                row["ran"] = {"ops": {"reference": 2}, "blocks": 0, "own": {}}
+    said = report.table(result, "residual_chain", "train", "float32")
+    assert "| torch's own |" in said
+    assert "| 50% / 50% (12 of 16 blocks) |" in said
+    lines = report.summary(result).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| residual_chain train float32 | 1 |")
 
 
 def test_pages_have_the_tables_of_the_stored_results():

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 import time
 
@@ -9,7 +10,8 @@ import pytest
 
 import fastnest
 from fastnest import cli
-from fastnest.benchmarks import contest, machine, report, run
+from fastnest.benchmarks import child, contest, machine, report, run
+from fastnest.benchmarks.pool import Pool, moved
 from fastnest.benchmarks.problem import Case
 
 
@@ -59,15 +61,18 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(machine, "peak_gflops", lambda dtype: 3.0)
     monkeypatch.setattr(run, "problem", lambda case: case)
 
-    def measure(happens, until=None):
-        monkeypatch.setattr(contest, "measure", lambda problem, case, budget: happens(case))
-        return run.measure(CHAIN, False, until)
+    def measure(happens, until=None, keep=lambda found: None):
+        monkeypatch.setattr(contest, "measure", lambda problem, case, **how: happens(case))
+        order = {"condition": "fair", "title": "fair", "full": False, "first": True, "until": until}
+        return child.measure(CHAIN, order, keep)
 
     return measure
 
 
 def test_every_case_is_measured(stand_in):
-    result = stand_in(lambda case: case.name)
+    kept = []
+    result = stand_in(lambda case: case.name, keep=lambda found: kept.append(len(found["rows"])))
+    assert kept == [0, 1, 2, 3, 3]
     assert result["rows"] == [case.name for case in CHAIN]
     assert result["not_run"] == []
     assert result["peak_gflops"] == {"float32": 3.0}
@@ -81,7 +86,8 @@ def test_wrong_numbers_are_a_failure_and_the_run_goes_on(stand_in):
 
     result = stand_in(happens)
     assert result["rows"] == [CHAIN[0].name, CHAIN[2].name]
-    assert [failure.splitlines()[0] for failure in result["failures"]] == ["off by 1"]
+    assert result["failures"].keys() == {CHAIN[1].name}
+    assert result["failures"][CHAIN[1].name].startswith("off by 1")
     assert result["not_run"] == []
 
 
@@ -106,11 +112,106 @@ def test_a_run_that_is_stopped_keeps_what_it_has(stand_in, how):
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+RATES = {"peak_gflops": {"float32": 3.0}, "matmul_gflops": 1.0, "copy_gbytes_per_second": 2.0, "threads": 2}
+# What a child does, given {"names": ...} and what it has found.
 CHILD = """
-import json, os, signal, sys, time
-os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C in a terminal, which all its processes get
-json.dump({"rows": [], "failures": [], "stopped": "interrupted", "not_run": ["a"]}, open(sys.argv[-1], "w"))
+import json, os, signal, sys
+order, path, behaviour = json.loads(sys.argv[-2]), sys.argv[-1], {behaviour!r}
+names = order["names"]
+seconds = {{"fastnest": [1.0, 2.0, 3.0], "eager": [8.0 if order["condition"] == "fair" else 4.0] * 3}}
+found = {{"rows": [], "failures": {{}}, "stopped": "", "not_run": list(names), **{rates!r}}}
+def keep():
+    with open(path, "w") as file:
+        json.dump(found, file)
+keep()
+for name in names:
+    if behaviour == "interrupted" and order["title"] == "fair 1/3":
+        os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C in a terminal, which all its processes get
+        found["stopped"] = "interrupted"
+        keep()
+        sys.exit(0)
+    if behaviour == "dies" and name.endswith("n2") and order["title"] == "as shipped 1/3":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    found["rows"].append({{"name": name, "seconds": seconds, "threads": order["first"]}})
+    del found["not_run"][0]
+    keep()
 """
+NEEDS_KERNELS = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="benchmarks need the kernels")
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """children(how they behave): their orders, in turn; no process measures anything."""
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(run, "cases", lambda full, names: CHAIN)
+    start, orders = subprocess.run, []
+
+    def of(behaviour):
+        def stand_in(words, **options):
+            if "-m" not in words:
+                return start(words, **options)
+            orders.append(json.loads(words[-2]))
+            script = CHILD.format(behaviour=behaviour, rates=RATES)
+            return start([sys.executable, "-c", script, *words[-2:]], **options)
+
+        monkeypatch.setattr(run.subprocess, "run", stand_in)
+        return orders
+
+    return of
+
+
+NAMES = [case.name for case in CHAIN]
+
+
+@NEEDS_KERNELS
+def test_a_full_run_pools_three_processes_of_each_condition_in_turn(children, tmp_path):
+    orders = children("measures")
+    result = run.run(tmp_path / "out.json", full=True)
+    titles = [f"{said} {i}/3" for i in (1, 2, 3) for said in ("as shipped", "fair")]
+    # Here the ratio differs by a factor of 2 between the conditions, so that every case is measured again.
+    assert [order["title"] for order in orders] == [*titles, "as shipped again", "fair again"]
+    assert [order["first"] for order in orders] == [True, True] + [False] * 6
+    for condition, eager in (("as_shipped", 4e6), ("fair", 8e6)):
+        row = result["conditions"][condition]["rows"][0]
+        assert (row["processes"], row["rounds"]) == (4, 12)
+        assert row["median_us"] == {"fastnest": 2e6, "eager": eager}
+        assert row["quartiles_us"] == {"fastnest": [1e6, 3e6], "eager": [eager, eager]}
+        assert row["threads"] is True  # what only the first process says is kept
+        assert "seconds" not in row
+    assert json.loads((tmp_path / "out.json").read_text()) == result
+
+
+@NEEDS_KERNELS
+def test_a_run_that_is_not_full_has_one_process(children):
+    orders = children("measures")
+    result = run.run(None, full=False, conditions=["fair"])
+    assert [order["title"] for order in orders] == ["fair"]
+    assert list(result["conditions"]) == ["fair"]
+
+
+@NEEDS_KERNELS
+def test_a_process_that_dies_loses_one_case(children):
+    orders = children("dies")
+    result = run.run(None, full=True, names=["."])
+    shipped, fair = result["conditions"].values()
+    assert [order["names"] for order in orders[:4]] == [NAMES, NAMES[2:], NAMES, [NAMES[0], NAMES[2]]]
+    assert shipped["not_run"] == [NAMES[1]]
+    assert shipped["died"] == [f"{NAMES[1]}: the process ended with -11 there (as shipped 1/3)"]
+    assert (fair["not_run"], fair["died"]) == ([], [])
+    assert not run.complete(result)
+
+
+def test_a_pool_keeps_each_case_in_one_place():
+    pool = Pool(NAMES)
+    row = {"name": NAMES[0], "seconds": {"fastnest": [1.0, 2.0], "eager": [2.0, 2.0]}}
+    found = {"rows": [row], "failures": {NAMES[1]: "off"}, "stopped": "", **RATES}
+    pool.add(found)
+    pool.add({**found, "stopped": "time is up", "peak_gflops": {"float32": 2.0, "bfloat16": 5.0}, "failures": {}})
+    result = pool.result()
+    assert [row["name"] for row in result["rows"]] == NAMES[:1]
+    assert (result["failures"], result["not_run"], result["stopped"]) == (["off"], NAMES[2:], "time is up")
+    assert result["peak_gflops"] == {"float32": 3.0, "bfloat16": 5.0}
+    assert moved([pool, pool]) == []
 
 
 def test_a_run_is_complete_if_something_was_measured_and_nothing_failed(result):
@@ -121,20 +222,17 @@ def test_a_run_is_complete_if_something_was_measured_and_nothing_failed(result):
     assert not run.complete(result)
 
 
-@pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="benchmarks need the kernels")
-def test_ctrl_c_is_left_to_the_process_that_measures(monkeypatch, tmp_path):
-    pytest.importorskip("tqdm")
-    start = run.subprocess.run
-
-    def stand_in(words, **options):
-        return start([sys.executable, "-c", CHILD, *words[3:]] if "-m" in words else words, **options)
-
-    monkeypatch.setattr(run.subprocess, "run", stand_in)
+@NEEDS_KERNELS
+def test_ctrl_c_is_left_to_the_process_that_measures(children, tmp_path):
+    orders = children("interrupted")
     before = signal.getsignal(signal.SIGINT)
-    result = run.run(tmp_path / "out.json", full=False)
-    assert list(result["conditions"]) == ["as_shipped"]  # the second is not begun
+    result = run.run(tmp_path / "out.json", full=True)
+    assert len(orders) == 2
+    assert len(result["conditions"]["as_shipped"]["rows"]) == 3  # of the process before
+    assert result["conditions"]["fair"]["not_run"] == NAMES
     assert json.loads((tmp_path / "out.json").read_text()) == result
     assert signal.getsignal(signal.SIGINT) is before
+    assert not run.complete(result)
 
 
 def test_a_run_without_tqdm_names_the_extra(monkeypatch, capsys):
@@ -184,6 +282,7 @@ def test_console_table(result, monkeypatch, capsys):
     assert ["n64", "m8", "500", "us", "50%", "4.00", "2.00", "2.00", "-", "-"] in lines
     assert "time is up (--seconds N gives more time), 4 of 8 cases not run: a, b, c, ..." in said
     assert "FAILED, no speed reported: e is off" in said
+    assert "torch's: no kernel of fastnest ran" in said
     assert max(map(len, said.splitlines())) <= 120
 
 
