@@ -22,7 +22,6 @@ FORWARD = (
     ((4096, 64, 32, 32, 0), (*FORWARD_PEERS, *AUTOTUNE), False),
     ((4096, 64, 32, 48, 0), FORWARD_PEERS, False),
     ((65536, 64, 32, 16, 0), FORWARD_PEERS, False),
-    ((65536, 64, 32, 32, 0), FORWARD_PEERS, False),
     ((1024, 64, 32, 16, 128), FORWARD_PEERS, False),
     ((1, 64, 32, 16, 0), FORWARD_PEERS, True),
     ((16, 64, 32, 16, 0), FORWARD_PEERS, False),
@@ -32,7 +31,6 @@ TRAIN = (
     ((1024, 64, 32, 32, 0), (*TRAIN_PEERS, *AUTOTUNE), True),
     ((4096, 64, 32, 8, 0), TRAIN_PEERS, False),
     ((4096, 64, 32, 48, 0), TRAIN_PEERS, False),
-    ((65536, 64, 32, 16, 0), TRAIN_PEERS, False),
     ((1024, 64, 32, 16, 128), TRAIN_PEERS, False),
 )
 BFLOAT16 = (
