@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastnest
 from fastnest.benchmarks import plain_images
-from fastnest.benchmarks.problem import Case, Form, Problem
+from fastnest.benchmarks.problem import Autocast, Case, Form, Problem
 from fastnest.convert.swap import plan_of
 
 DENSENETS, RESNETS = tuple(plain_images.DENSENETS), tuple(plain_images.RESNETS)
@@ -93,15 +93,10 @@ def images(case: Case, n: int) -> torch.Tensor:
 def form(case: Case, model: torch.nn.Module, x: torch.Tensor) -> Form:
     """The model on x; autocast where the case is of bfloat16."""
 
-    def plain(x, *parameters):
+    def call(x, *parameters):
         return model(x)
 
-    def autocast(x, *parameters):
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return model(x)
-
-    # Not one function with a switch: torch.compile cannot cache its tracing of a graph that enters autocast.
-    return Form(autocast if case.dtype == "bfloat16" else plain, [x, *model.parameters()])
+    return Form(Autocast(call, x.device.type) if case.dtype == "bfloat16" else call, [x, *model.parameters()])
 
 
 def exact(case: Case, model: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor | None) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from fastnest import _backend
 from fastnest.convert.swap import plan_of, why_not
 
 from .gate import errors
-from .problem import BACKENDS, Case, Problem, output_gradient
+from .problem import BACKENDS, Autocast, Case, Problem, output_gradient
 
 # On a CPU max-autotune finds matrix products to tune only in frozen weights; frozen, these chains ran no faster.
 # Frozen convolutions are tuned and fused: "frozen" is torch.compile's best for images.
@@ -37,12 +37,19 @@ def steps(
     for name in ("fastnest", *(case.peers if only is None else only)):
         form = problem.form_of(name)
         if name in COMPILED:
-            form = replace(form, call=torch.compile(form.call, dynamic=False, **COMPILED[name]))
+            form = replace(form, call=compiled(form.call, COMPILED[name]))
         elif name not in (*BACKENDS, *problem.forms):
             continue
         forced = case.backend if name == "fastnest" else name if name in BACKENDS else ""
         found[name] = _forced(form.step(case.mode, dy), forced)
     return found
+
+
+def compiled(call: Callable[..., Tensor], options: dict) -> Callable[..., Tensor]:
+    """What torch.compile makes of a form's call."""
+    if isinstance(call, Autocast):
+        return replace(call, call=compiled(call.call, options))
+    return torch.compile(call, dynamic=False, **options)
 
 
 def _forced(step: Callable[[], object], name: str) -> Callable[[], object]:

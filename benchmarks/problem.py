@@ -58,6 +58,22 @@ class Form:
         return [y.detach(), *(self.collect(gradients) if gradients else [])]
 
 
+@dataclass(frozen=True)
+class Autocast:
+    """A form's call under autocast to bfloat16.
+
+    torch.compile stays inside of it (contest.compiled): it caches no tracing of a graph that enters autocast itself,
+    and to trace a network again takes a minute.
+    """
+
+    call: Callable[..., Tensor]
+    device: str
+
+    def __call__(self, *leaves: Tensor) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.call(*leaves)
+
+
 @dataclass
 class Problem:
     """A case with its tensors. `forms` has "fastnest", "eager" and perhaps others; torch.compile takes "eager".

@@ -5,7 +5,7 @@ import torch
 
 import fastnest
 from fastnest.benchmarks import contest, gate, run
-from fastnest.benchmarks.problem import Case, output_gradient
+from fastnest.benchmarks.problem import Autocast, Case, output_gradient
 
 SMALL = [
     Case("residual_chain", mode, dtype, {"n": 7, "m": 24, "k": 5, "l": 3}, ("eager", "in-place"))
@@ -83,3 +83,15 @@ def test_a_long_step_is_called_once_before_its_rounds(monkeypatch):
     assert times == {"long": [1.0] * 5, "short": [1e-3] * 5}
     assert calls[:3] == [(1.0, 1), (1e-3, 1), (1e-3, 1)]
     assert calls[3:5] == [(1.0, 1), (1e-3, 2)]
+
+
+def test_torch_compile_stays_inside_of_autocast(monkeypatch):
+    """Else it cannot cache its tracing, which every process of a run would repeat."""
+    taken = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: taken.append(options) or call)
+    case = Case("bottleneck block", "forward", "bfloat16", {"n": 1, "px": 4, "c": 8, "k": 4}, ())
+    call = run.problem(case).forms["eager"].call
+    made = contest.compiled(call, {"mode": "max-autotune"})
+    assert isinstance(made, Autocast)
+    assert taken == [{"dynamic": False, "mode": "max-autotune"}]
+    assert made == call
