@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastnest
-from fastnest.benchmarks import plain_images
+from fastnest.benchmarks import gate, plain_images
 from fastnest.benchmarks.problem import Autocast, Case, Form, Problem
 from fastnest.convert.swap import plan_of
 
@@ -139,6 +139,8 @@ def problem(case: Case, device: str = "cpu") -> Problem:
     model, x = build(case).to(device), images(case, case.sizes["n"]).to(device)
     if case.subject == "bottleneck stage" and case.dtype == "bfloat16":
         x = x.bfloat16()  # what convolutions under autocast before it leave
+    if case.mode == "train" and case.dtype == "float32":
+        gate.part_at_kinks(model, x)
     last = x.contiguous(memory_format=torch.channels_last)
     models = {
         "fastnest": fastnest.accelerate(model, inplace=False).to(memory_format=torch.channels_last),
@@ -150,6 +152,7 @@ def problem(case: Case, device: str = "cpu") -> Problem:
     by_block = case.mode == "train" and case.dtype != "float32"
     if "memory-efficient" in case.peers:
         efficient = build(case, memory_efficient=True).to(device, memory_format=torch.channels_last)
+        efficient.load_state_dict(model.state_dict())
         forms["memory-efficient"] = form(case, efficient, last)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         y = model(x[:1].float())

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
-from fastnest.testing import Case, Expected, Results, assert_close, expect, flops, run, sample_inputs, with_value
+from fastnest.testing import Case, Expected, check_kernels, expect, flops, run, sample_inputs, with_value
 
 # A second's work for about so many elements of x in rows, and multiply-adds of maps between images.
 MOST_ELEMENTS, MOST_FLOPS = 4_200, 8_000_000
@@ -32,10 +33,8 @@ def check(
 ) -> None:
     """A case's outputs and gradients are near those in float64."""
 
-    def results(*options) -> Results:
-        return run(one, *options, dtype=dtype, change=change)
-
-    assert_close(results(backend), expected(results), dtype, repr(one))
+    results = partial(run, one, dtype=dtype, change=change)
+    check_kernels(results, [backend], dtype, repr(one), expected(results))
 
 
 def nan_and_infinity(op: str, check: Callable, more: Sequence[Case] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from .case import Case
+from .case import Case, nudged
 from .chains import (
     dense_chain_cases,
     real_dense_chain_cases,
@@ -11,7 +11,18 @@ from .chains import (
     small_dense_chain_cases,
     small_residual_chain_cases,
 )
-from .comparison import ULPS, Expected, assert_close, assert_same_bits, expect, pooled
+from .comparison import (
+    ULPS,
+    Error,
+    Expected,
+    assert_close,
+    assert_same_bits,
+    check_kernels,
+    error_of,
+    expect,
+    expect_by_one_run,
+    pooled,
+)
 from .cost import bytes_moved, flops, flops_of_maps
 from .guard import before_a_guard_page, behind_a_guard_page
 from .images import (
@@ -62,6 +73,7 @@ __all__ = [
     "ULPS",
     "Call",
     "Case",
+    "Error",
     "Expected",
     "Results",
     "as_tuple",
@@ -70,13 +82,17 @@ __all__ = [
     "before_a_guard_page",
     "behind_a_guard_page",
     "bytes_moved",
+    "check_kernels",
+    "error_of",
     "expect",
+    "expect_by_one_run",
     "flat",
     "flops",
     "flops_of_maps",
     "instruction_set",
     "kernel",
     "kernels",
+    "nudged",
     "pooled",
     "prepare",
     "real_inputs",

@@ -68,19 +68,17 @@ class Case:
         """Random arguments that are exact in dtype, held in `compute` (by default dtype too), all needing gradients.
 
         (But statistics and dropout masks, which have none.) Sizes keep the stream near 1. Some of x is exactly 0 (but
-        see below), where relu has its kink. A nudge other than 0 moves every number by up to half an ulp of dtype, as
-        rounding does, drawn by that nudge (to be held in a wider dtype). They are drawn on the CPU: every device gets
-        the same.
+        see below), where relu has its kink. A nudge other than 0 draws which numbers are `nudged`. They are drawn on
+        the CPU: every device gets the same.
         """
         generator, rounding = (torch.Generator().manual_seed(seed) for seed in (0, nudge))
 
         def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-            values = self._values(name, torch.randn(shape, generator=generator))
-            values = values.to(dtype).to(compute or dtype)
+            values = self._values(name, torch.randn(shape, generator=generator)).to(dtype)
             if nudge:
-                values *= 1 + torch.finfo(dtype).eps * (torch.rand(shape, generator=rounding) - 0.5)
+                values = nudged(values, rounding)
             # Laid out where they are used: a move packs what has gaps.
-            return self._laid_out(name, values.to(device)).requires_grad_(name not in GIVEN)
+            return self._laid_out(name, values.to(device, compute or dtype)).requires_grad_(name not in GIVEN)
 
         return {
             name: [tensor(name, one) for one in shape] if isinstance(shape, list) else tensor(name, shape)
@@ -116,6 +114,15 @@ class Case:
     def call(self, tensors: dict[str, Any]) -> Any:
         """The public function on these tensors."""
         return getattr(functional, self.op)(**tensors, **self.options)
+
+
+def nudged(values: Tensor, generator: torch.Generator) -> Tensor:
+    """The values times 1 and up to half an ulp, rounded: they stay, or move to a neighbour, in their dtype.
+
+    Rounded, so that plain torch in that dtype and in float64 see the same numbers: their difference is its error.
+    """
+    factors = 1 + torch.finfo(values.dtype).eps * (torch.rand(values.shape, generator=generator) - 0.5).double()
+    return (values.double() * factors).to(values.dtype)
 
 
 def _pad_channels(values: Tensor) -> Tensor:

@@ -33,20 +33,20 @@ def errors(case: Case, change=None) -> dict[str, float]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_wrong_outputs_are_stopped(dtype):
     case = Case("residual_chain", "forward", dtype, CHAIN, ("eager",))
-    few_ulp = 20 * torch.finfo(getattr(torch, dtype)).eps
-    with pytest.raises(AssertionError, match="result 0: fastnest is off by"):
-        errors(case, lambda y: (y * (1 + few_ulp),))
+    little = {"float32": 1e-6, "bfloat16": 0.01}[dtype]
+    with pytest.raises(AssertionError, match=r"^y .* error"):
+        errors(case, lambda y: (y * (1 + little),))
 
 
 @pytest.mark.parametrize("index", range(5))
 def test_every_result_of_a_step_is_judged(index):
-    """y, dx and every gradient: each 3 % too large, which the largest errors do not show in bfloat16."""
+    """y, dx and every gradient: each 2 % too large, which the largest errors do not show in bfloat16."""
     case = Case("residual_chain", "train", "bfloat16", CHAIN, ("eager",))
 
     def change(*results):
-        return tuple(r * 1.03 if i == index else r for i, r in enumerate(results))
+        return tuple(r * 1.02 if i == index else r for i, r in enumerate(results))
 
-    with pytest.raises(AssertionError, match=f"result {index}: fastnest is off by .* in the root mean square"):
+    with pytest.raises(AssertionError, match=f"^{f'gradient {index}' if index else 'y'} .* (rms|bias) error"):
         errors(case, change)
 
 
@@ -59,8 +59,8 @@ def test_networks_of_images_pass(case):
 @pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "wrong",
-    [lambda g: 1.5 * g, torch.zeros_like, lambda g: g.flip(0)],
-    ids=["half too large", "zero", "of other channels"],
+    [lambda g: 1.05 * g, torch.zeros_like, lambda g: g.flip(0)],
+    ids=["5 % too large", "zero", "of other channels"],
 )
 def test_one_wrong_gradient_in_a_network_is_stopped(case, wrong):
     """Of a weight in the middle of a block, though in half precision no gradient of the whole network is compared."""
@@ -69,7 +69,7 @@ def test_one_wrong_gradient_in_a_network_is_stopped(case, wrong):
     weights[len(weights) // 2].register_hook(wrong)
     dy = output_gradient(problem)
     steps = contest.steps(problem, case, dy)
-    with pytest.raises(AssertionError, match="fastnest is off by"):
+    with pytest.raises(AssertionError, match=r"gradient .* error"):
         gate.errors(problem, case, dy, steps)
 
 
@@ -85,6 +85,18 @@ def test_a_network_gives_its_blocks_what_they_get_in_it():
         assert one.forms["eager"].leaves[0].dtype is torch.bfloat16
         assert len(one.forms["fastnest"].leaves) == len(one.forms["eager"].leaves)
     assert run.problem(IMAGES[1]).blocks is None
+
+
+def test_a_network_trained_in_float32_has_no_relu_near_its_kink():
+    near = []
+    problem = run.problem(IMAGES[1])
+    for module in problem.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, args, y: near.append(float(y.abs().min())))
+    with torch.no_grad():
+        problem.forms["fastnest"].call(*problem.forms["fastnest"].leaves)
+    assert len(near) == 99
+    assert min(near) > 1e-5
 
 
 def test_rows_near_a_kink_are_replaced_in_every_form():

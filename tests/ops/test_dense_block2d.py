@@ -6,7 +6,7 @@ from marks import best_kernel
 from torch.nn import functional as F
 
 from fastnest.functional import dense_block2d
-from fastnest.testing import Case, assert_close, expect, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
+from fastnest.testing import Case, check_kernels, flat, kernel, kernels, run, sample_inputs, small_inputs, unflat
 
 SMALL = small_inputs("dense_block2d")
 BEST = kernels()[:1]
@@ -54,10 +54,7 @@ def test_statistics(dtype):
 
     with_batch = [one for one in sample_inputs("dense_block2d") if "norm1_mean" in one.absent and one.sizes["n"]]
     for one in with_batch[::4]:
-        results = partial(statistics, one)
-        expected = expect(results)
-        for name in kernels():
-            assert_close(results(name, None, 0), expected, dtype, f"{name}: {one!r}")
+        check_kernels(partial(statistics, one), kernels(), dtype, repr(one))
 
 
 def test_no_statistics_where_some_are_given():
@@ -193,10 +190,7 @@ def test_gradients_of_a_part_of_y(name):
         gradients[0] = gradients[0].contiguous()
 
     one = SMALL[0]
-    results = partial(run, one, dtype=torch.float32, change=change)
-    assert_close(
-        results(name), expect(lambda backend, compute, nudge: results(backend, compute, nudge)), torch.float32, one
-    )
+    check_kernels(partial(run, one, dtype=torch.float32, change=change), [name], torch.float32, one)
 
 
 @pytest.mark.parametrize("name", kernels())
@@ -204,5 +198,4 @@ def test_one_channel(name):
     """Of images, growths and hidden images; evaluation, where gradients are more than what cancels in them."""
     sizes = {"n": 3, "c": 1, "h": 5, "w": 4, "d": (1, 3), "b": (1, 2)}
     for one in (Case("dense_block2d", sizes, ("dropout",)), Case("dense_block2d", {**sizes, "b": ()}, ("dropout",))):
-        results = partial(run, one, dtype=torch.float32)
-        assert_close(results(name), expect(results), torch.float32, f"{name}: {one!r}")
+        check_kernels(partial(run, one, dtype=torch.float32), [name], torch.float32, repr(one))

@@ -14,9 +14,9 @@ from fastnest import functional
 from fastnest.testing import (
     OPS,
     as_tuple,
-    assert_close,
     assert_same_bits,
     bytes_moved,
+    check_kernels,
     expect,
     flat,
     flops,
@@ -51,19 +51,12 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def check_kernels(results, dtype, what, names=KERNELS):
-    """results(kernel or backend, compute dtype, nudge) is right by every kernel."""
-    expected = expect(results)
-    for name in names:
-        assert_close(results(name, None, 0), expected, dtype, f"{name}: {what}")
-
-
 @every_op
 @every_dtype
 def test_outputs_and_gradients(op, dtype, two_threads):
     """All cases and kernels in one test: each takes milliseconds, and the message repeats the case."""
     for one in sample_inputs(op):
-        check_kernels(partial(run, one, dtype=dtype), dtype, repr(one))
+        check_kernels(partial(run, one, dtype=dtype), KERNELS, dtype, repr(one))
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "avx512", "avx2", "portable"])
@@ -80,14 +73,14 @@ def test_every_instruction_set_is_among_them(name):
 def test_threads_and_repeats(op, dtype, two_threads):
     """Right with any number of threads, and the same bits every time."""
     for one in [one for one in sample_inputs(op) if one.sizes["n"] in (5, 7, 33, 193, 700)][::3]:
-        expected = expect(partial(run, one, dtype=dtype))
-        for name in KERNELS:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
-                what = f"{name}, {threads} threads: {one!r}"
-                first, second = run(one, name, dtype=dtype), run(one, name, dtype=dtype)
-                assert_same_bits(second, first, what)
-                assert_close(first, expected, dtype, what)
+        results = partial(run, one, dtype=dtype)
+        expected = expect(results)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            what = f"{threads} threads: {one!r}"
+            for name in KERNELS:
+                assert_same_bits(results(name), results(name), f"{name}, {what}")
+            check_kernels(results, KERNELS, dtype, what, expected)
 
 
 @every_op
@@ -128,7 +121,8 @@ def test_nan_and_infinity(op, value, two_threads):
     for one in sample_inputs(op):
         if one.sizes["n"] in (3, 49, 50) and one.is_contiguous:
             what = f"{one!r} with x[1, -1] = x[-1, 0] = {value}"
-            check_kernels(partial(run, one, dtype=torch.float32, change=with_value(value)), torch.float32, what)
+            results = partial(run, one, dtype=torch.float32, change=with_value(value))
+            check_kernels(results, KERNELS, torch.float32, what)
 
 
 @every_op
@@ -142,7 +136,7 @@ def test_nan_in_weights_and_in_gradients(op):
 
     for one in filter(has_an_inner_pixel, sample_inputs(op)[8:24]):
         what = f"{one!r} with NaN at the end of the first weight and of half of dy"
-        check_kernels(partial(run, one, dtype=torch.float32, change=change), torch.float32, what)
+        check_kernels(partial(run, one, dtype=torch.float32, change=change), KERNELS, torch.float32, what)
 
 
 def smooth(one):
@@ -183,7 +177,7 @@ def second_derivatives(one, name, compute, nudge):
 
 @pytest.mark.parametrize("one", SMALL, ids=str)
 def test_second_derivatives_of_a_kernel(one):
-    check_kernels(partial(second_derivatives, one), torch.float32, repr(one), KERNELS[:1])
+    check_kernels(partial(second_derivatives, one), KERNELS[:1], torch.float32, repr(one))
 
 
 def x_of(one, n):
