@@ -40,7 +40,7 @@ class Trained:
 
     @property
     def bound(self) -> float:
-        """What tests allow a kernel: twice the reference's own error, and a few ulp."""
+        """Twice the reference's own error, and a few ulp."""
         return 2 * self.plain + ULPS * torch.finfo(torch.float32).eps
 
 

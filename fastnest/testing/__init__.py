@@ -36,7 +36,20 @@ from .images import (
     small_dense_block2d_cases,
     small_residual_block2d_cases,
 )
-from .running import Call, Results, as_tuple, flat, instruction_set, kernel, kernels, prepare, run, unflat, with_value
+from .running import (
+    Call,
+    Results,
+    as_tuple,
+    devices,
+    flat,
+    instruction_set,
+    kernel,
+    kernels,
+    prepare,
+    run,
+    unflat,
+    with_value,
+)
 
 _CASES = {
     "residual_chain": (residual_chain_cases, small_residual_chain_cases, real_residual_chain_cases),
@@ -83,6 +96,7 @@ __all__ = [
     "behind_a_guard_page",
     "bytes_moved",
     "check_kernels",
+    "devices",
     "error_of",
     "expect",
     "expect_by_one_run",

@@ -14,11 +14,20 @@ from .case import Case
 Results = dict[str, Tensor]
 
 
-def kernels() -> list[str]:
-    """What `kernel` can force here, other than the reference: every backend that runs, on every instruction set."""
-    if not _backend.CPP_IS_BUILT:
-        return []
-    return [f"cpp {name}" for name in _backend._C.instruction_sets()]
+def devices() -> list[str]:
+    """The kinds of devices that kernels are tested on here."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def kernels(device: str = "cpu", op: str = "") -> list[str]:
+    """What `kernel` can force for tensors of a device, other than the reference.
+
+    On a CPU the C++ kernels on every instruction set, none where they are not built. On a GPU Triton, and CUDA C++ if
+    the op has such kernels in this build; whether they can run there is for `kernel` to say.
+    """
+    if device != "cpu":
+        return ["triton", *(["cuda"] if "cuda" in _backend.registered(f"{op}_forward") else [])]
+    return [f"cpp {name}" for name in _backend._C.instruction_sets()] if _backend.CPP_IS_BUILT else []
 
 
 @contextmanager

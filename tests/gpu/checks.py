@@ -25,7 +25,9 @@ from fastnest.testing import (
     Case,
     assert_close,
     assert_same_bits,
+    check_kernels,
     expect,
+    kernels,
     pooled,
     prepare,
     real_inputs,
@@ -68,7 +70,10 @@ class Check:
         """A case, or results that should be its, against float64."""
         results = partial(run, one, dtype=self.dtype, change=change, device=self.device.type)
         expected = pooled(expect(results)) if pool else expect(results)
-        assert_close(actual or results(self.backend), expected, self.dtype, repr(one))
+        if actual is None:
+            check_kernels(results, [self.backend], self.dtype, repr(one), expected)
+        else:
+            assert_close(actual, expected, self.dtype, repr(one))
 
     def each(self, cases: list[Case], function: Callable[[Case], None]) -> Checked:
         """The function on every case, as far as time goes; goes on after a failure, not after a fault of the GPU."""
@@ -117,6 +122,9 @@ def first(check: Check) -> Checked:
 
 def _size(one: Case) -> int:
     return math.prod(one.x_shape)
+
+
+# The next two are of the ordinary tests, for a machine without pytest and in more dtypes.
 
 
 def outputs_and_gradients(check: Check) -> Checked:
@@ -311,6 +319,7 @@ def smallest(check: Check) -> Checked:
     return check.each(small_inputs(check.op)[:1], stepped)
 
 
+ORDINARY = ("outputs_and_gradients", "nan_and_infinity")  # of which tests/ops has all but TF32
 CHECKS = {
     function.__name__: function
     for function in (
@@ -324,19 +333,14 @@ BESIDE["triton"] = ("chosen", *BESIDE["cuda"])
 PARTS = 6
 
 
-def kernels() -> list[dict]:
-    """What is checked: every op's kernels in Triton, and those in CUDA C++ that are built."""
-    built = [op for op in OPS if "cuda" in _backend.registered(f"{op}_forward")]
-    return [{"op": op, "backend": "triton"} for op in OPS] + [{"op": op, "backend": "cuda"} for op in built]
-
-
 def jobs() -> Iterator[dict]:
     """Every check of a whole run, by risk.
 
     What may be wrong everywhere: one awkward and one real size in every dtype. What no CPU shows: more memory than 32
     bits count, graphs, streams, repeats. Then all the rest, a part of every dtype at a time.
     """
-    every = kernels()
+    every = [{"op": op, "backend": backend} for op in OPS for backend in kernels("cuda", op)]
+    every.sort(key=lambda one: one["backend"], reverse=True)  # Triton first
 
     def job(one: dict, dtype: str, check: str, part: str = "0/1") -> dict:
         return {**one, "dtype": dtype, "check": check, "part": part}

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from marks import best_kernel
+from marks import best_kernel, every_device
 from torch._dynamo.backends.common import aot_autograd
 
 import fastnest
@@ -36,7 +37,6 @@ SMALL = [one for op in OPS for one in small_inputs(op)]
 ONE_EACH = [small_inputs(op)[0] for op in OPS]
 
 every_op = pytest.mark.parametrize("op", OPS)
-every_kernel = pytest.mark.parametrize("name", KERNELS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 one_each = pytest.mark.parametrize("one", ONE_EACH, ids=str)
 # Those with weights.
@@ -51,12 +51,18 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+def test_there_is_a_kernel():
+    """Else most tests here would have nothing to look at, and pass."""
+    assert KERNELS, f"cpp: {fastnest.backends()['cpp']}"
+
+
 @every_op
 @every_dtype
-def test_outputs_and_gradients(op, dtype, two_threads):
+@every_device
+def test_outputs_and_gradients(op, dtype, device, two_threads):
     """All cases and kernels in one test: each takes milliseconds, and the message repeats the case."""
     for one in sample_inputs(op):
-        check_kernels(partial(run, one, dtype=dtype), KERNELS, dtype, repr(one))
+        check_kernels(partial(run, one, dtype=dtype, device=device), kernels(device, op), dtype, repr(one))
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "avx512", "avx2", "portable"])
@@ -84,16 +90,15 @@ def test_threads_and_repeats(op, dtype, two_threads):
 
 
 @every_op
-@pytest.mark.parametrize("name", ["reference", *KERNELS])
-def test_empty_batch(op, name):
-    dtypes = (torch.float64, *DTYPES) if name == "reference" else DTYPES
-    for one in sample_inputs(op):
-        if one.sizes["n"] == 0:
-            for dtype in dtypes:
-                results = run(one, name, dtype=dtype)
-                assert results["y"].shape == one.y_shape
-                assert results["dx"].shape == one.shapes()["x"]
-                assert all((value == 0).all() for value in results.values()), repr(one)
+@every_device
+def test_empty_batch(op, device):
+    calls = [("reference", torch.float64), *product(("reference", *kernels(device, op)), DTYPES)]
+    for one in [one for one in sample_inputs(op) if one.sizes["n"] == 0]:
+        for name, dtype in calls:
+            results = run(one, name, dtype=dtype, device=device)
+            assert results["y"].shape == one.y_shape
+            assert results["dx"].shape == one.shapes()["x"]
+            assert all((value == 0).all() for value in results.values()), f"{name}: {one!r}"
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 0, 3), (2, 5, 3, 0), (0, 5, 0, 0)])
@@ -115,18 +120,20 @@ def has_an_inner_pixel(one):
 
 
 @every_op
+@every_device
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_infinity(op, value, two_threads):
+def test_nan_and_infinity(op, device, value, two_threads):
     """They come out where the definition has them, in the outputs and in every gradient."""
     for one in sample_inputs(op):
         if one.sizes["n"] in (3, 49, 50) and one.is_contiguous:
             what = f"{one!r} with x[1, -1] = x[-1, 0] = {value}"
-            results = partial(run, one, dtype=torch.float32, change=with_value(value))
-            check_kernels(results, KERNELS, torch.float32, what)
+            results = partial(run, one, dtype=torch.float32, change=with_value(value), device=device)
+            check_kernels(results, kernels(device, op), torch.float32, what)
 
 
 @every_op
-def test_nan_in_weights_and_in_gradients(op):
+@every_device
+def test_nan_in_weights_and_in_gradients(op, device):
     def change(leaves, gradients):
         for weight in list(leaves.values())[1:2]:
             weight[tuple(size // 2 if i > 1 else -1 for i, size in enumerate(weight.shape))] = float("nan")
@@ -136,7 +143,8 @@ def test_nan_in_weights_and_in_gradients(op):
 
     for one in filter(has_an_inner_pixel, sample_inputs(op)[8:24]):
         what = f"{one!r} with NaN at the end of the first weight and of half of dy"
-        check_kernels(partial(run, one, dtype=torch.float32, change=change), KERNELS, torch.float32, what)
+        results = partial(run, one, dtype=torch.float32, change=change, device=device)
+        check_kernels(results, kernels(device, op), torch.float32, what)
 
 
 def smooth(one):
@@ -163,21 +171,23 @@ def test_gradcheck_and_gradgradcheck(one):
     assert torch.autograd.gradgradcheck(function, tuple(leaves.values()), fast_mode=True)
 
 
-def second_derivatives(one, name, compute, nudge):
-    leaves = flat(one.tensors(torch.float32, compute, nudge))
+def second_derivatives(one, device, name, compute, nudge):
+    leaves = flat(one.tensors(torch.float32, compute, nudge, device))
     generator = torch.Generator().manual_seed(2)
     with kernel(name):
         loss = sum(out.sin().sum() for out in as_tuple(one.call(unflat(leaves))))
         first = torch.autograd.grad(loss, learned(leaves), create_graph=True)
-        loss = sum((gradient * torch.randn(gradient.shape, generator=generator)).sum() for gradient in first)
+        factors = [torch.randn(gradient.shape, generator=generator).to(device) for gradient in first]
+        loss = sum((gradient * factor).sum() for gradient, factor in zip(first, factors, strict=True))
         second = torch.autograd.grad(loss, learned(leaves), materialize_grads=True)
     names = [leaf for leaf, tensor in leaves.items() if tensor.requires_grad]
     return {f"d2{leaf}": value for leaf, value in zip(names, second, strict=True)}
 
 
 @pytest.mark.parametrize("one", SMALL, ids=str)
-def test_second_derivatives_of_a_kernel(one):
-    check_kernels(partial(second_derivatives, one), KERNELS[:1], torch.float32, repr(one))
+@every_device
+def test_second_derivatives_of_a_kernel(one, device):
+    check_kernels(partial(second_derivatives, one, device), kernels(device, one.op)[:1], torch.float32, repr(one))
 
 
 def x_of(one, n):
