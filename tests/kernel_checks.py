@@ -29,12 +29,12 @@ def check(
     one: Case,
     dtype: torch.dtype,
     change: Callable | None = None,
-    expected: Callable[[Callable], Expected] = expect,
+    expected: Callable[[Callable, torch.dtype], Expected] = expect,
 ) -> None:
     """A case's outputs and gradients are near those in float64."""
 
     results = partial(run, one, dtype=dtype, change=change)
-    check_kernels(results, [backend], dtype, repr(one), expected(results))
+    check_kernels(results, [backend], dtype, repr(one), expected(results, dtype))
 
 
 def nan_and_infinity(op: str, check: Callable, more: Sequence[Case] = ()) -> None:

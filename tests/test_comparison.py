@@ -95,7 +95,7 @@ def test_a_large_error_in_one_draw_is():
 
 def test_expected_errors_are_those_of_rounding():
     """The product in bfloat16 is rounded once: half an ulp at most, which is 2^-8 just above a power of 2."""
-    error = expect(rounded).error["y"]
+    error = expect(rounded, torch.bfloat16).error["y"]
     assert 2**-9 <= error.largest <= 2 * 2**-8
     assert 0.5 * 2**-7 / 12**0.5 < error.rms < 2**-7 / 12**0.5
     assert error.bias < error.rms / 2

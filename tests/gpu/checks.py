@@ -69,7 +69,9 @@ class Check:
     def compare(self, one: Case, change=None, actual=None, pool=False) -> None:
         """A case, or results that should be its, against float64."""
         results = partial(run, one, dtype=self.dtype, change=change, device=self.device.type)
-        expected = pooled(expect(results)) if pool else expect(results)
+        expected = expect(results, self.dtype)
+        if pool:
+            expected = pooled(expected)
         if actual is None:
             check_kernels(results, [self.backend], self.dtype, repr(one), expected)
         else:

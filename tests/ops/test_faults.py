@@ -131,7 +131,7 @@ class Judged:
 
     @cached_property
     def expected(self) -> Expected:
-        return expect(self.results)
+        return expect(self.results, self.dtype)
 
     def sees(self, name: str, fault: Fault) -> bool:
         """Whether the fault in the result of this name is caught."""

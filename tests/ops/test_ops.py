@@ -80,7 +80,7 @@ def test_threads_and_repeats(op, dtype, two_threads):
     """Right with any number of threads, and the same bits every time."""
     for one in [one for one in sample_inputs(op) if one.sizes["n"] in (5, 7, 33, 193, 700)][::3]:
         results = partial(run, one, dtype=dtype)
-        expected = expect(results)
+        expected = expect(results, dtype)
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             what = f"{threads} threads: {one!r}"

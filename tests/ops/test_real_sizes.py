@@ -19,5 +19,5 @@ def test_real_sizes(op, dtype, device):
     """Outputs and gradients; on a GPU `make gpu` begins with these."""
     for one in real_inputs(op):
         results = partial(run, one, dtype=dtype, device=device)
-        expected = pooled(expect(results)) if dtype is torch.float32 else None
+        expected = pooled(expect(results, dtype)) if dtype is torch.float32 else None
         check_kernels(results, ["cpp"] if device == "cpu" else kernels(device, op), dtype, repr(one), expected)

@@ -70,14 +70,14 @@ class Rounding(TorchDispatchMode):
         return torch.where(values.isfinite(), ((bits + 0x1000) & ~0x1FFF).view(torch.float32), values)
 
 
-def expect_tf32(results: Callable) -> Expected:
+def expect_tf32(results: Callable, dtype: torch.dtype) -> Expected:
     """`expect` with plain torch's error where products are of TF32."""
 
     def rounded(backend: str, compute: torch.dtype | None, nudge: int):
         with Rounding() if compute is None else nullcontext():
             return results(backend, compute, nudge)
 
-    return expect(rounded)
+    return expect(rounded, dtype)
 
 
 class Kernels:
