@@ -102,8 +102,9 @@ def _both(values: list, form: str) -> str:
 
 
 def table(result: dict, subject: str, mode: str, dtype: str) -> str:
-    """One Markdown table; a cell holds as shipped / fair."""
-    conditions = list(result["conditions"].values())
+    """One Markdown table; a cell holds as shipped / fair, or what was measured of the two."""
+    measured = {name: c for name, c in result["conditions"].items() if rows_of(c, subject, mode, dtype)}
+    conditions = list(measured.values())
     by_name = [{row["name"]: row for row in rows_of(c, subject, mode, dtype)} for c in conditions]
     # A case that failed its comparison under one condition has no speed under either.
     names = [name for name in by_name[0] if all(name in rows for rows in by_name)]
@@ -120,7 +121,9 @@ def table(result: dict, subject: str, mode: str, dtype: str) -> str:
         *(f"x {p}" for p in peers),
         "**x best**",
     ]
-    lines = [f"**{subject}, {TITLES[mode]}, {dtype}**", "", _line(head + memory), _line(["--:"] * len(head + memory))]
+    alone = f", {_spaced(next(iter(measured)))} only" if len(measured) < len(result["conditions"]) else ""
+    title = f"**{subject}, {TITLES[mode]}, {dtype}{alone}**"
+    lines = [title, "", _line(head + memory), _line(["--:"] * len(head + memory))]
     for name in names:
         rows = [rows[name] for rows in by_name]
         faster = [ratios(row) for row in rows]
@@ -134,6 +137,10 @@ def table(result: dict, subject: str, mode: str, dtype: str) -> str:
             cells += [_both([memory_ratio(rows[0], peer)], ".2f") for peer in held]
         lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def _spaced(condition: str) -> str:
+    return condition.replace("_", " ")
 
 
 def _line(cells: list[str]) -> str:
@@ -201,8 +208,8 @@ def summary(result: dict) -> str:
     Only of rows in which kernels ran.
     """
     lines = [_line(["", "cases", "x best peer, least", "median", "share of peak, median"]), _line(["--", *["--:"] * 4])]
-    conditions = list(result["conditions"].values())
     for subject, mode, dtype in groups_of(result):
+        conditions = [c for c in result["conditions"].values() if rows_of(c, subject, mode, dtype)]
         groups = [of_kernels(rows_of(c, subject, mode, dtype)) for c in conditions]
         if not all(groups):
             continue

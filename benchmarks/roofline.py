@@ -18,13 +18,15 @@ def shown(result: dict) -> dict:
     A point is {"subject", "intensity", "fastnest", "eager"}: flops per byte of arguments and result, and flops per
     second. What a training step must move is not counted in the JSON. Cases in which no kernel ran are left out.
     """
-    # With two conditions the last is the fair one, which says what the kernels do.
+    # With two conditions the last is the fair one, which says what the kernels do; images are measured as shipped only.
     name, condition = list(result["conditions"].items())[-1]
     panels = {}
-    for row in report.of_kernels(condition["rows"]):
-        if row["mode"] == "forward":
-            peak = round(condition["peak_gflops"][row["dtype"]], 1)
-            panels.setdefault(row["dtype"], {"peak": peak, "points": []})["points"].append(_point(row))
+    for group in report.groups_of(result):
+        of_group = [report.rows_of(c, *group) for c in result["conditions"].values()]
+        for row in report.of_kernels([rows for rows in of_group if rows][-1]):
+            if row["mode"] == "forward":
+                peak = round(condition["peak_gflops"][row["dtype"]], 1)
+                panels.setdefault(row["dtype"], {"peak": peak, "points": []})["points"].append(_point(row))
     bandwidth = condition.get("copy_gbytes_per_second")
     return {"condition": name, "bandwidth": bandwidth and round(bandwidth, 1), "panels": panels} if panels else {}
 
@@ -40,8 +42,9 @@ def said(data: dict) -> str:
     measured = "the slopes what a copy's bandwidth would allow"
     guides = "the slopes are for orientation, what 1, 10 and 100 GB/s would allow: bandwidth was not measured"
     return (
-        "Forward passes, fastnest joined with eager: flops per second by flops per byte of arguments and result. The "
-        f"horizontal line is the measured peak of multiply-adds, {measured if data['bandwidth'] else guides}."
+        f"Forward passes, {data['condition'].replace('_', ' ')} where that was measured, fastnest joined with eager: "
+        "flops per second by flops per byte of arguments and result. The horizontal line is the measured peak of "
+        f"multiply-adds, {measured if data['bandwidth'] else guides}."
     )
 
 

@@ -6,7 +6,7 @@ where a process happened to put its memory, and a slow spell of the machine is s
 "As shipped" is torch from the package index. torch's MKL picks its float32 code by the CPU's vendor, which on some AMD
 CPUs costs most of their speed; "fair" answers yes to that question (a preloaded stub of mkl_serv_intel_cpu_true,
 compiled on the fly) and lets torch's allocator use huge pages, so that a ratio says what the kernel does and not what
-MKL does not.
+MKL does not. Images are measured as shipped only: their convolutions are oneDNN's, which asks for no vendor.
 """
 
 import json
@@ -64,6 +64,11 @@ def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
         seen[group] += 1
     chosen.sort(key=lambda case: ranks[case.name])
     return [replace(case, peers=tuple(peer for peer in case.peers if peer not in contest.TUNED)) for case in chosen]
+
+
+def names_under(condition: str, chosen: Sequence[Case]) -> list[str]:
+    """The cases that are measured under a condition."""
+    return [case.name for case in chosen if condition == "as_shipped" or case.subject not in bench_images.SUBJECTS]
 
 
 def _found(expression: str, text: str) -> bool:
@@ -161,9 +166,11 @@ def run(
     state = fastnest.backends()["cpp"]
     if state != "available":
         raise ValueError(f"there is nothing to compare: the cpp backend is {state}")
-    chosen = [case.name for case in cases(full, names)]
+    chosen = cases(full, names)
     if not chosen:
         raise ValueError(f"no case has any of {', '.join(names)} in its name")
+    if not any(names_under(condition, chosen) for condition in conditions):
+        raise ValueError("images are measured as shipped only (--condition as_shipped)")
     facts = machine.facts()
     result = {
         "machine": facts,
@@ -176,7 +183,8 @@ def run(
         out = RESULTS / f"{machine.slug(facts)}.json"
     with tempfile.TemporaryDirectory() as folder:
         environments = _environments(conditions, Path(folder))
-        pools = {condition: Pool(chosen) for condition in environments}
+        pools = {condition: Pool(names_under(condition, chosen)) for condition in environments}
+        pools = {condition: pool for condition, pool in pools.items() if pool.names}
         count = len(pools) * (PROCESSES if full else 1)
         for i, (condition, title, those) in enumerate(processes(pools, full), 1):
             until = None if seconds is None else start + seconds * min(1, i / count)

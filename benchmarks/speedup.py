@@ -32,20 +32,25 @@ def shown(result: dict) -> dict:
         }
         lines.append({"label": " ".join(WORDS.get(word, word) for word in group), **ratios})
     # With two conditions the last is the fair one, which says what the kernels do.
-    lines.sort(key=lambda line: -median(line["best"][conditions[-1]] or [0]))
+    lines.sort(key=lambda line: -median(_last(line["best"])))
     return {"conditions": conditions, "lines": lines} if lines else {}
 
 
 def said(data: dict) -> str:
     """The picture in words."""
-    last = data["conditions"][-1]
-    best = [value for line in data["lines"] for value in line["best"][last]]
+    best = [value for line in data["lines"] for value in _last(line["best"])]
     conditions = " and ".join(WORDS.get(name, name) for name in data["conditions"])
+    last = f" ({data['conditions'][-1]} where it was measured)" if len(data["conditions"]) > 1 else ""
     return (
         f"Speed-up over eager, torch.compile and the fastest peer of every case, {conditions}, on a logarithmic scale: "
         f"bars are medians, dots cases, and the shaded side is slower. Over the fastest peer from {min(best):.2f} to "
-        f"{max(best):.2f}, median {median(best):.2f}{f' ({last})' if len(data['conditions']) > 1 else ''}."
+        f"{max(best):.2f}, median {median(best):.2f}{last}."
     )
+
+
+def _last(ratios: dict[str, list[float]]) -> list[float]:
+    """Those of the last condition that has any."""
+    return [values for values in ratios.values() if values][-1]
 
 
 def figure(data: dict, theme: look.Theme):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastnest import cli
-from fastnest.benchmarks import report, run
+from fastnest.benchmarks import report, roofline, run, speedup
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -71,6 +71,21 @@ def test_a_ratio_that_differs_between_conditions_is_marked(result):
     for row in result["conditions"]["as_shipped"]["rows"]:
         row["median_us"].update(compile=1260.0)
     assert report.table(result, "residual_chain", "forward", "float32").count(" † |") == 2
+
+
+def test_what_was_measured_under_one_condition_is_shown_alone(result):
+    """As images are."""
+    fair = result["conditions"]["fair"]
+    fair["rows"] = [row for row in fair["rows"] if row["mode"] == "train"]
+    said = report.table(result, "residual_chain", "forward", "float32")
+    assert said.startswith("**residual_chain, forward, no grad, float32, as shipped only**")
+    assert "| 500 us [490, 520] | 50% | 8.00 | 4.00 | **4.00** |" in said
+    assert "only" not in report.table(result, "residual_chain", "train", "float32").splitlines()[0]
+    assert "| residual_chain forward float32 | 2 | 4.00 | 4.00 | 50% |" in report.summary(result)
+    assert len(roofline.shown(result)["panels"]["float32"]["points"]) == 2
+    lines = speedup.shown(result)["lines"]
+    assert {line["label"]: line["best"]["fair"] for line in lines}["residual_chain forward fp32"] == []
+    assert speedup.said(speedup.shown(result)).endswith("median 3.00 (fair where it was measured).")
 
 
 def test_rows_of_torchs_own_forward_are_marked_and_not_counted(result):

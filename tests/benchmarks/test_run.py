@@ -14,6 +14,8 @@ from fastnest.benchmarks import child, contest, machine, report, run
 from fastnest.benchmarks.pool import Pool, moved
 from fastnest.benchmarks.problem import Case
 
+NEEDS_KERNELS = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="benchmarks need the kernels")
+
 
 def subjects(cases) -> set[str]:
     return {case.subject for case in cases}
@@ -37,6 +39,19 @@ def test_names_choose_of_all_cases():
     assert run.cases(False, ["no such case"]) == []
     with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
         run.cases(False, ["("])
+
+
+def test_images_are_measured_as_shipped_only():
+    chosen = run.cases(True, ["ResNet-110", "dense_chain-train-bfloat16"])
+    assert subjects(chosen) == {"ResNet-110", "dense_chain"}
+    assert run.names_under("as_shipped", chosen) == [case.name for case in chosen]
+    assert run.names_under("fair", chosen) == [case.name for case in chosen if case.subject == "dense_chain"]
+
+
+@NEEDS_KERNELS
+def test_images_alone_have_no_fair_condition():
+    with pytest.raises(ValueError, match="images are measured as shipped only"):
+        run.run(None, full=False, names=["ResNet-110"], conditions=["fair"])
 
 
 def test_named_cases_are_in_the_order_in_which_time_is_best_spent():
@@ -136,7 +151,6 @@ for name in names:
     del found["not_run"][0]
     keep()
 """
-NEEDS_KERNELS = pytest.mark.skipif(fastnest.backends()["cpp"] != "available", reason="benchmarks need the kernels")
 
 
 @pytest.fixture
