@@ -107,16 +107,22 @@ def pooled(expected: Expected) -> Expected:
     return expected._replace(error=dict.fromkeys(expected.error, worst))
 
 
-def bounds(plain: Error, dtype: torch.dtype) -> Error:
-    """Of a result's error in dtype, where plain torch's own is `plain`.
+def bounds(plain: Error, values: Tensor) -> Error:
+    """Of the error of values, where plain torch's own is `plain`.
 
     Besides its factor each has what a result may have that plain torch rounds without error: of the largest 4 ulp, of
-    the others an ulp over the square root of 12, which rounding once leaves, and what sums in float32 do before.
+    the others an ulp over the square root of 12, which rounding once leaves, and what sums in float32 do before. The
+    root mean square of n errors varies by 1 / sqrt(2 n) of itself; two such deviations are left to chance, which is
+    much for single elements and nothing for a thousand.
     """
-    ulp = torch.finfo(dtype).eps
+    ulp = torch.finfo(values.dtype).eps
     rounding = ulp / math.sqrt(12) + ULPS * min(ulp, SINGLE)
-    extra = Error(ULPS * ulp, rounding, rounding)
-    return Error(*(factor * own + more for factor, own, more in zip(FACTORS, plain, extra, strict=True)))
+    chance = 1 + math.sqrt(2 / max(1, values.numel()))
+    return Error(
+        FACTORS.largest * plain.largest + ULPS * ulp,
+        FACTORS.rms * plain.rms * chance + rounding,
+        FACTORS.bias * plain.bias * chance + rounding,
+    )
 
 
 def check_kernels(
@@ -163,7 +169,7 @@ def assert_close(
         where = f"{name} {list(values.shape)} {dtype} of {what}"
         _assert_alike(values, expected.exact[name], expected.plain[name], where)
         found[name] = error_of(values, expected.exact[name])
-    limits = {name: bounds(expected.error[name], values.dtype) for name, values in actual.items()}
+    limits = {name: bounds(expected.error[name], values) for name, values in actual.items()}
     if again is not None and any(_beyond(found[name], limits[name]) for name in actual):
         draws = list(again())
         for name, first in found.items():
