@@ -37,7 +37,7 @@ class Pool:
         for contestant, values in seconds.items():
             rounds.setdefault(contestant, []).extend(values)
         known["rounds"] = len(rounds["fastnest"])
-        known["median_us"] = {contestant: 1e6 * median(values) for contestant, values in rounds.items()}
+        known["median_us"] = medians(rounds)
         known["quartiles_us"] = {contestant: _quartiles(values) for contestant, values in rounds.items()}
 
     def measured(self) -> list[str]:
@@ -54,6 +54,11 @@ class Pool:
             "not_run": [name for name in self.names if name not in self.rows and name not in self.failures],
             **self.rates,
         }
+
+
+def medians(seconds: dict[str, Sequence[float]]) -> dict[str, float]:
+    """Microseconds of every contestant, given the seconds of its rounds."""
+    return {contestant: 1e6 * median(values) for contestant, values in seconds.items()}
 
 
 def _largest(known: dict, found: dict, names: Iterable[str] = ()) -> dict:

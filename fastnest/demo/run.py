@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import backend, backends
-from ..benchmarks import bench_models, contest, gate
+from ..benchmarks import bench_models, contest, gate, pool
 from ..benchmarks.problem import Case, Problem
 from ..testing import ULPS
 from . import data, plot, training
@@ -116,7 +116,8 @@ def speed(trained: Trained) -> list[dict[str, Any]]:
     for mode in ("forward", "train"):
         case = Case(subject, mode, "float32", {"n": len(x)}, ("eager", "compile"))
         problem = Problem(bench_models.forms(subject, trained.model, x.clone()))
-        rows.append(contest.measure(gate.step_off_kinks(problem), case, budget=1.0))
+        row = contest.measure(gate.step_off_kinks(problem), case, budget=1.0)
+        rows.append({**row, "median_us": pool.medians(row["seconds"])})
     return rows
 
 
