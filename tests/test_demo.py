@@ -1,10 +1,13 @@
-"""The demo's parts: data, training, and the comparison of fused with reference. Its timing is not run here."""
+"""The demo's parts: data, training, and the comparison of fused with reference."""
+
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
 import fastnest
+from fastnest import models
 from fastnest.demo import data, plot, run, training
 
 pytest.importorskip("sklearn")
@@ -208,3 +211,18 @@ def test_plot(tmp_path):
     for shown in (rows, []):
         assert plot.draw([trained], shown, tmp_path / "sub" / "demo.png").read_bytes().startswith(b"\x89PNG")
     run.table(rows)
+
+
+@pytest.mark.skipif(not CPP, reason="there is nothing to time: the C++ kernels are not built")
+def test_speed_is_measured_and_shown(monkeypatch, capsys):
+    """By a real measurement, without torch.compile, which takes a minute."""
+    monkeypatch.setattr(run.contest, "COMPILED", {})
+    model = models.ResNEst(8, 3, width=16, bottleneck=4, blocks=2)
+    trained = SimpleNamespace(kind="resnest", model=model, data=SimpleNamespace(x=torch.randn(32, 8)))
+    rows = run.speed(trained)
+    for row in rows:
+        for figures in filter(None, (row["median_us"], row["memory"])):
+            assert figures.keys() >= {"fastnest", "eager"}
+            figures["compile"] = figures["eager"]
+    run.table(rows)
+    assert "ResNEst train" in capsys.readouterr().out
