@@ -60,7 +60,7 @@ promises: build
 	$(PY) tests/promises/table.py docs/promises.md
 
 bench: build
-	@echo "bench: every op and model against its peers, as shipped and fair, tables and pictures; an hour and a half on 2 cores"
+	@echo "bench: every op and model against its peers, as shipped and fair; 50 minutes on 2 cores, the first time longer"
 	$(PY) -m fastnest bench --full
 	$(MAKE) pages
 

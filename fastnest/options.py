@@ -16,7 +16,7 @@ TABLES += "FILE.npz (arrays x and y)"
 def of_bench(one: argparse.ArgumentParser) -> None:
     chosen = "regular expressions: cases in whose file and name one is found (default: a subset of all)"
     one.add_argument("names", nargs="*", metavar="NAME", help=chosen)
-    full = "every shape and peer under both conditions: an hour and a half on 2 cores"
+    full = "every shape and peer under both conditions: 50 minutes on 2 cores, the first time longer"
     one.add_argument("--full", action="store_true", help=full)
     one.add_argument("--seconds", type=float, help="stop after so long (default: 105; --full: no limit)")
     one.add_argument(
