@@ -1,7 +1,8 @@
 """docs/promises.md as rows, and its last column: python tests/promises/table.py docs/promises.md runs what it names.
 
 Words behind the path choose tests whose names have one of them; --report FILE runs none, and takes the results from
-what pytest --junitxml=FILE wrote. Rows of which nothing was run stay as they are.
+what pytest --junitxml=FILE wrote; it can be given again, for the nightly tests. Rows of which nothing was run stay as
+they are.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -55,10 +57,10 @@ def machine() -> str:
     )
 
 
-def outcomes(report: Path) -> dict[str, str]:
+def outcomes(*reports: Path) -> dict[str, str]:
     """passed, failed or skipped, by the name that pytest gives a test."""
     found = {}
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in chain.from_iterable(ElementTree.parse(report).iter("testcase") for report in reports):
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         found[f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"] = outcome
@@ -83,12 +85,12 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, action="append")
     options = parser.parse_args()
     # The commit is that of the tests when they start, which may take an hour, and not of what is edited meanwhile.
     text, ran_on = options.path.read_text(), machine()
     chosen = [row for row in rows(text) if any(word in row.test for word in options.words or [""])]
-    found = outcomes(options.report) if options.report else run(sorted({row.test for row in chosen}))
+    found = outcomes(*options.report) if options.report else run(sorted({row.test for row in chosen}))
 
     def filled(match: re.Match) -> str:
         row = Row(*(value.strip() for value in match.groups()))

@@ -47,15 +47,23 @@ def test_results_are_counted():
     assert said(row, {}) is None
 
 
-def test_results_of_a_run_are_filled_in(tmp_path):
-    """The row that was run, and no other; and on which machine, of which commit and when."""
-    page, report = tmp_path / "promises.md", tmp_path / "report.xml"
+def report_of(test: str, outcome: str) -> str:
+    """What pytest --junitxml writes of one test."""
+    at, _, name = test.partition(".py::")
+    case = f'<testcase classname="{at.replace("/", ".")}" name="{name}">{outcome}</testcase>'
+    return f"<testsuites><testsuite>{case}</testsuite></testsuites>"
+
+
+def test_results_of_runs_are_filled_in(tmp_path):
+    """The rows that were run, and no other; and on which machine, of which commit and when."""
+    page, ordinary, nightly = (tmp_path / name for name in ("promises.md", "report.xml", "nightly.xml"))
     page.write_text(TEXT)
-    at, _, name = ROWS[0].test.removesuffix(".py").partition(".py::")
-    case = f'<testcase classname="{at.replace("/", ".")}" name="{name}"><failure/></testcase>'
-    report.write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
-    command = [sys.executable, "tests/promises/table.py", page, "--report", report]
+    first, second, *others = ROWS
+    ordinary.write_text(report_of(first.test, "<failure/>"))
+    nightly.write_text(report_of(second.test, "<skipped/>"))
+    command = [sys.executable, "tests/promises/table.py", page, "--report", ordinary, "--report", nightly]
     assert subprocess.run(command, cwd=ROOT).returncode == 1
-    assert rows(page.read_text()) == [ROWS[0]._replace(result="1 failed"), *ROWS[1:]]
+    expected = [first._replace(result="1 failed"), second._replace(result="1 skipped"), *others]
+    assert rows(page.read_text()) == expected
     (ran_on,) = MACHINE.findall(page.read_text())
     assert re.search(r" cores, .*torch .*; commit ([0-9a-f]{40}(\+changes)?|unknown), \d{4}-\d\d-\d\d\.$", ran_on)
