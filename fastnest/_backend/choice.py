@@ -58,6 +58,10 @@ def _why_not(name: str, op: str | None, x: Tensor, limits: Limits) -> str | None
         return f"{x.dtype} is computed exactly, by the reference; the kernels take float32, bfloat16 and float16"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through the reference"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # public, but not by torch's own list
+        return "torch.jit.trace records torch's own operators only"
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return "ONNX knows torch's own operators only"
     limit = limits.get(name)
     if limit is None or isinstance(limit, str):
         return limit

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Conv2d, Module
 
-from .match import DensePlan, Plan, ResidualPlan, look
+from ..nn.look import look
+from ..nn.plan import DensePlan, Plan, ResidualPlan
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 # A wrong mapping is off by about 1, a wrong eps by 1e-6; a hundred layers of a few terms each round to 1e-13.
@@ -25,25 +26,36 @@ OFF = {"drop_rate": 0.0, "memory_efficient": False, "grad_checkpointing": False}
 
 
 def agreed(block: Module, plan: Plan) -> Plan | str:
-    """The plan, which now also knows what block returns; or why block does not compute it. Nothing of block changes."""
-    try:
-        # Autocast, inference mode and no_grad of the caller have no say in this.
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.random.fork_rng(devices=[]),
-        ):
-            return _agreed(block, plan)
-    except Exception as error:
-        return f"running it on a small input failed: {type(error).__name__}: {error}".splitlines()[0]
+    """The plan, which now also knows what block returns; or why block does not compute it. Nothing of block changes.
+
+    Raises RuntimeError where block runs and the op does not: that is a fault of fastnest.
+    """
+    # Autocast, inference mode, no_grad and the default device of the caller have no say in this.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+    ):
+        try:
+            original, fast = _small_copy(block, plan), _small_copy(block, plan)
+            own_forward = _own_forward(original)
+            expected = {training: _results(original, own_forward, training) for training in (False, True)}
+        except Exception as error:
+            return f"running it on a small input failed: {type(error).__name__}: {error}".splitlines()[0]
+        try:
+            return _compared(fast, plan, expected)
+        except Exception as error:
+            raise RuntimeError(
+                f"accelerate: {plan} failed on a small copy of {type(block).__name__}, whose own forward ran: {error}"
+            ) from error
 
 
-def _agreed(block: Module, plan: Plan) -> Plan | str:
-    original, fast = _small_copy(block, plan), _small_copy(block, plan)
-    own_forward, fast_plan = _own_forward(original), _plan_of_copy(fast)
-    for training in (False, True):
-        expected = _results(original, own_forward, training)
+def _compared(fast: Module, plan: Plan, every_expected: dict[bool, dict[str, Tensor]]) -> Plan | str:
+    """fast: the small copy that runs by the plan; every_expected: what the block's own forward gave, by mode."""
+    fast_plan = _plan_of_copy(fast)
+    for training, expected in every_expected.items():
         outputs = sum(name.startswith("output") for name in expected)
         if outputs == 2 and isinstance(plan, ResidualPlan) and isinstance(fast_plan, ResidualPlan):
             plan, fast_plan = plan._replace(features=True), fast_plan._replace(features=True)
@@ -86,7 +98,7 @@ def _sizes(plan: Plan) -> Iterator[tuple[Any, tuple[int, ...]]]:
         return
     # What is equal stays equal, so that a block that adds up differently still runs and can be told apart.
     small: dict[int, int] = {}
-    for norm, conv in zip(plan.parts.norms, plan.convs(), strict=True):
+    for norm, conv in zip(plan.parts.norms, plan.convs, strict=True):
         width, out = (small.setdefault(c, CHANNELS + len(small)) for c in (conv.in_channels, conv.out_channels))
         yield from ((norm, (width,)), (conv, (out, width)))
     if plan.projection is not None:
@@ -143,4 +155,4 @@ def _results(block: Module, forward: Callable[..., Any], training: bool) -> dict
     along = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs.values()]
     found = torch.autograd.grad([*outputs.values()], [x, *parameters.values()], along, materialize_grads=True)
     gradients = {f"the gradient of {name}": g for name, g in zip(("the input", *parameters), found, strict=True)}
-    return outputs | gradients | {name: buffer.double() for name, buffer in block.named_buffers()}
+    return outputs | gradients | {name: buffer.double().clone() for name, buffer in block.named_buffers()}

@@ -8,7 +8,8 @@ from torch.nn import Module
 
 from .. import _backend
 from ..nn import DenseChain, DenseGrowth, Residual, ResidualChain
-from .match import candidates, is_ours
+from ..nn.own_block import OwnBlock
+from .candidates import candidates, own_blocks
 from .swap import examine, plan_of, why_not
 
 CHAINS = (DenseChain, DenseGrowth, Residual, ResidualChain)
@@ -58,9 +59,11 @@ def explain(model: Module, *inputs: Any) -> Explanation:
     if not isinstance(model, Module):
         raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
     explanation, hooks = Explanation(), []
-    found = {name: module for name, module in model.named_modules() if isinstance(module, CHAINS) or is_ours(module)}
-    found |= dict(candidates(model))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found: dict[str, Module] = {name: module for name, module in model.named_modules() if isinstance(module, CHAINS)}
+    found |= dict(own_blocks(model)) | dict(candidates(model))
+    # One replica is explained: functional_call takes no DataParallel.
+    called = model.module if isinstance(model, torch.nn.DataParallel) else model
+    buffers = {name: buffer.clone() for name, buffer in called.named_buffers()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _backend.logging_choices() as log:
             for name, module in found.items():
@@ -68,7 +71,7 @@ def explain(model: Module, *inputs: Any) -> Explanation:
                 hooks.append(module.register_forward_pre_hook(call.begins, with_kwargs=True))
                 hooks.append(module.register_forward_hook(call.ends))
             with torch.compiler.set_stance("force_eager"):  # a compiled model calls neither hooks nor the log
-                torch.func.functional_call(model, buffers, inputs)
+                torch.func.functional_call(called, buffers, inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -85,7 +88,10 @@ class _Call:
     def begins(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if plan_of(module) is not None:
             self.reason = why_not(module, args, kwargs) or ""
-        elif not (isinstance(module, CHAINS) or is_ours(module)):
+        elif isinstance(module, OwnBlock):
+            plan = module.plan_now()
+            self.reason = plan if isinstance(plan, str) else ""
+        elif not isinstance(module, CHAINS):
             plan = examine(module)
             self.reason = plan if isinstance(plan, str) else f"{plan}: not accelerated, call fastnest.accelerate(model)"
         self.log.clear()  # of what examining ran, too
@@ -104,7 +110,7 @@ class _Call:
         if isinstance(self.module, (ResidualChain, DenseChain)):
             reason = "batch norm in training needs each block's batch statistics; eval() folds it and runs the op"
             return "torch, block by block", "torch", reason
-        return "its own forward", "torch", self.reason
+        return "its own modules" if isinstance(self.module, OwnBlock) else "its own forward", "torch", self.reason
 
     def _row(self, runs: str, backend: str, reason: str) -> None:
         self.rows.append(ExplanationRow(self.name, type(self.module).__name__, runs, backend, reason))

@@ -5,6 +5,7 @@ Only the class changes. A forward set on the instance would be a reference to th
 """
 
 import copy
+import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ from torch.nn import Module
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _backend
+from ..nn.look import look
+from ..nn.parts import name_in
+from ..nn.plan import Plan
+from .candidates import candidates, own_blocks
 from .check import agreed
-from .match import Plan, candidates, look, name_in
 
 PLAN = "_fastnest_plan"
-
+MOST_REASONS = 5  # that a warning names
 
 if TYPE_CHECKING:
     _BlockClass = Module  # what stands behind Accelerated in the classes that are made of it
@@ -43,6 +47,13 @@ class Accelerated(_BlockClass):
         # The class is made at run time: a pickle, and a copy, names what it is made from.
         _, (_, *args), *state = reduced
         return _new, (type(self).__bases__[1], *args), *state
+
+    def __prepare_scriptable__(self) -> Module:
+        """What torch.jit.script compiles instead: the block with its own forward, around the same modules."""
+        own: Any = _made(self).__bases__[1]
+        block: Module = own.__new__(own)
+        block.__dict__ = {name: value for name, value in self.__dict__.items() if name != PLAN}
+        return block
 
 
 @cache
@@ -76,7 +87,7 @@ def why_not(block: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
         return "under torch.jit.trace, which records torch's own operators only"
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 4:
         return "called with something else than one tensor [n, channels, height, width]"
-    reason = plan.parts.why_unlike(block)
+    reason = plan.parts.why_others(block) or plan.parts.why_unlike(block)
     if reason is not None:
         return reason
     if _has_any_global_hook():
@@ -99,7 +110,8 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
     second forward also moved running statistics twice; here they move once.
 
     For one call a block runs its own forward where the op would not do the same: hooks on modules inside, batch norms
-    partly in training, input that no kernel takes. `explain` says so.
+    partly in training, input that no kernel takes. `explain` says so. torch.jit.script compiles the own forwards. Where
+    no block was taken, a warning says why.
 
     Args:
         model: any module.
@@ -108,27 +120,42 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
 
     Returns:
         model, or the copy.
+
+    Raises:
+        TypeError: where model is not a torch.nn.Module, or is compiled by torch.jit.
+        RuntimeError: where the trial run of an op fails and that of the block does not.
     """
     _check("accelerate", model)
     if not inplace:
         model = copy.deepcopy(model)
-    said = []
+    taken, left = [], []
     for name, block in list(candidates(model)):
+        what = f"{name or '(model)'} ({type(block).__name__})"
         plan: Plan | str | None = plan_of(block)
-        if plan is None or isinstance(plan, str) or not plan.parts.are_inside(block):
+        if plan is None or isinstance(plan, str) or plan.parts.why_others(block) is not None:
             plan = examine(block)
         if isinstance(plan, str):
-            said.append(f"{name or '(model)'} ({type(block).__name__}): left alone: {plan}")
+            _restore(block)
+            left.append(f"{what}: left alone: {plan}")
             continue
         if not isinstance(block, Accelerated):
             own: Any = type(block)
             block.__class__ = _accelerated(own)
         block.__dict__[PLAN] = plan
-        said.append(f"{name or '(model)'} ({type(block).__name__}): {plan}")
+        taken.append(f"{what}: {plan}")
     if verbose:
-        print(*said, sep="\n")
-        print(f"{sum(plan_of(block) is not None for _, block in candidates(model))} of {len(said)} blocks accelerated")
+        print(*taken, *left, sep="\n")
+        print(f"{len(taken)} of {len(taken) + len(left)} blocks accelerated")
+    elif not taken and not any(True for _ in own_blocks(model)):  # fastnest's own run an op already
+        warnings.warn(f"accelerate: no block of {type(model).__name__} was replaced: {_reasons(left)}", stacklevel=2)
     return model
+
+
+def _reasons(left: list[str]) -> str:
+    if not left:
+        return "none is named like the dense and pre-activation blocks that it knows (denselayer1, norm1, conv1, ...)"
+    more = f"; and {len(left) - MOST_REASONS} more" if len(left) > MOST_REASONS else ""
+    return "; ".join(left[:MOST_REASONS]) + more
 
 
 def examine(block: Module) -> Plan | str:
@@ -141,13 +168,20 @@ def restore(model: Module) -> Module:
     """Undoes `accelerate`: every block has its own class again and nothing of fastnest in it. Returns model."""
     _check("restore", model)
     for block in model.modules():
-        if isinstance(block, Accelerated):
-            block.__dict__.pop(PLAN, None)
-            if type(block) is _made(block):  # else it stays, and without a plan does nothing
-                block.__class__ = type(block).__bases__[1]
+        _restore(block)
     return model
+
+
+def _restore(block: Module) -> None:
+    if isinstance(block, Accelerated):
+        block.__dict__.pop(PLAN, None)
+        if type(block) is _made(block):  # else it stays, and without a plan does nothing
+            block.__class__ = type(block).__bases__[1]
 
 
 def _check(op: str, model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        kind = type(model).__name__
+        raise TypeError(f"{op}: model must not be compiled by torch.jit, got a {kind}: {op} it before script or trace")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nn.image import run_residual_block
+from ..nn.residual_block2d import PreActivationBlock
 from ..nn.sizes import check_size
 from .image import CHANNELS_IN, entered, pooled
 
@@ -42,11 +42,13 @@ KINDS = {
 }
 
 
-class Block(torch.nn.Module):
+class Block(PreActivationBlock):
     """a = relu(bn1 x), v = relu(bn2 conv1 a), y = conv2 v + (projection a, where the shape changes, else x).
 
     Without `up` there is no conv2, and the block yields its feature v only (the last one of an A-ResNEst).
     """
+
+    norms, shortcut, convs = "bn", "projection", 2
 
     def __init__(self, inputs: int, channels: int, stride: int, up: bool):
         super().__init__()
@@ -59,12 +61,12 @@ class Block(torch.nn.Module):
         self.projection = (
             torch.nn.Sequential(torch.nn.Conv2d(inputs, channels, 1, stride, bias=False)) if changes else None
         )
+        self._plan = self._look()
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor | None, Tensor]:
+    def forward(self, x: Tensor, return_features: bool = False) -> Any:
         if self.conv2 is None:
             return None, F.relu(self.bn2(self.conv1(F.relu(self.bn1(x)))))
-        projection: Any = None if self.projection is None else self.projection[0]
-        return run_residual_block(x, [self.bn1, self.bn2], [self.conv1, self.conv2], projection, return_features)
+        return super().forward(x, return_features)
 
 
 class CifarNet(torch.nn.Module):

@@ -1,44 +1,45 @@
 """A block of densely connected layers on images, its parameters named as in existing checkpoints."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.types import Device
 
 from ..ops.arguments import check_flags, check_number
-from .image import DenseLayer, run_dense_layers
+from .image import run_dense_layers
+from .look import look_own_dense
+from .own_block import OwnBlock, run_child
+from .plan import DensePlan
 from .sizes import check_image, check_size
 
 MOST_WEIGHTS = 2**40
 
 
 class _DenseLayer(torch.nn.Module):
-    """The parameters of one layer; `DenseBlock2d` computes with them."""
+    """One layer: from x_{i-1} what it adds, q_i. `DenseBlock2d` computes all layers at once where they are as made."""
 
     def __init__(self, channels: int, growth: int, hidden: int | None, factory: dict[str, Any]):
         super().__init__()
         self.norm1 = torch.nn.BatchNorm2d(channels, **factory)
-        self.relu1 = torch.nn.ReLU(inplace=True)
+        self.relu1 = torch.nn.ReLU()  # not in place: another norm may return x itself
         if hidden is not None:
             self.conv1 = torch.nn.Conv2d(channels, hidden, 1, bias=False, **factory)
             self.norm2 = torch.nn.BatchNorm2d(hidden, **factory)
-            self.relu2 = torch.nn.ReLU(inplace=True)
+            self.relu2 = torch.nn.ReLU()
             self.conv2 = torch.nn.Conv2d(hidden, growth, 3, padding=1, bias=False, **factory)
         else:
             self.conv1 = torch.nn.Conv2d(channels, growth, 3, padding=1, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("a layer of DenseBlock2d only holds parameters; call the block")
-
-    def modules_in_order(self, drop_rate: float) -> DenseLayer:
-        if hasattr(self, "conv2"):
-            return DenseLayer(self.norm1, self.conv1, self.norm2, self.conv2, drop_rate)
-        return DenseLayer(self.norm1, None, None, self.conv1, drop_rate)
+        bottleneck = "conv2" in self._modules
+        for name in ("norm1", "relu1", "conv1", *(("norm2", "relu2", "conv2") if bottleneck else ())):
+            x = run_child(name, self._modules.get(name), x)
+        return x
 
 
-class DenseBlock2d(torch.nn.ModuleDict):
+class DenseBlock2d(OwnBlock, torch.nn.ModuleDict):
     """L densely connected layers on images, x_i = [x_{i-1}, q_i], as one op in one buffer.
 
     See `fastnest.functional.dense_block2d`: q_i = conv2 relu(norm2 conv1 relu(norm1 x_{i-1})) (DenseNet-BC), or with
@@ -54,7 +55,8 @@ class DenseBlock2d(torch.nn.ModuleDict):
         process_group: processes of `torch.distributed` that share batch statistics in training, as SyncBatchNorm does
             (`torch.distributed.group.WORLD` for all); default none. Layers then run by the definition.
 
-    Children: denselayer1 ... denselayerL, each with norm1, relu1, conv1, norm2, relu2, conv2.
+    Children: denselayer1 ... denselayerL, each with norm1, relu1, conv1, norm2, relu2, conv2. Where they are no longer
+    as they were made (another norm or activation, an adapter, pruned weights, hooks), they are called one by one.
 
     Called with x [n, c_0, h, w] it returns [n, c_0 + L d, h, w]; out_channels is that number.
     """
@@ -91,6 +93,7 @@ class DenseBlock2d(torch.nn.ModuleDict):
         for i in range(layers):
             self[f"denselayer{i + 1}"] = _DenseLayer(in_channels + i * growth, growth, hidden, factory)
         self.reset_parameters()
+        self._plan = self._look()
 
     def reset_parameters(self) -> None:
         """He's initialisation of the convolutions (fan in), batch norms at weight 1 and bias 0."""
@@ -100,11 +103,25 @@ class DenseBlock2d(torch.nn.ModuleDict):
             elif isinstance(module, torch.nn.BatchNorm2d):
                 module.reset_parameters()
 
+    def _look(self) -> DensePlan | str:
+        return look_own_dense(self, _DenseLayer)
+
     def forward(self, x: Tensor) -> Tensor:
         check_image("DenseBlock2d", x, self.in_channels)
-        children: Iterable[Any] = self.values()
-        layers = [layer.modules_in_order(self.drop_rate) for layer in children]
-        return run_dense_layers(x, layers, training=self.training, process_group=self.process_group)
+        plan = self.plan_now()
+        if not isinstance(plan, DensePlan):
+            return self._by_modules(x, str(plan))
+        drop_rates = [self.drop_rate] * len(plan.layers) if self.training and self.drop_rate else ()
+        return run_dense_layers(x, plan.layers, drop_rates, self.process_group)
+
+    def _by_modules(self, x: Tensor, reason: str) -> Tensor:
+        """reason: why not by the op, which alone shares batch statistics."""
+        if self.training and self.process_group is not None:
+            raise ValueError(f"DenseBlock2d: process_group shares the statistics of layers as they were made: {reason}")
+        for name, layer in self._modules.items():
+            q = run_child(f"DenseBlock2d: {name}", layer, x)
+            x = torch.cat([x, F.dropout(q, self.drop_rate, self.training)], 1)
+        return x
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, growth={self.growth}, drop_rate={self.drop_rate}"

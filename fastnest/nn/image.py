@@ -23,22 +23,18 @@ class DenseLayer(NamedTuple):
     conv1: torch.nn.Conv2d | None
     norm2: torch.nn.BatchNorm2d | None
     conv2: torch.nn.Conv2d
-    dropout: float = 0.0
 
 
-def use_batch_statistics(op: str, norms: Sequence[torch.nn.BatchNorm2d]) -> bool:
-    """Whether these norms, which have to agree, normalise with the batch's own statistics."""
-    ways = {norm.training or norm.running_mean is None for norm in norms}
-    if len(ways) > 1:
-        raise ValueError(f"{op}: all batch norms of a block must use batch statistics, or all running ones, got both")
-    return ways == {True}
+def uses_batch_statistics(norms: Sequence[torch.nn.BatchNorm2d]) -> bool:
+    """Whether these norms, of which one says it for all, normalise with the batch's own statistics."""
+    return bool(norms) and (norms[0].training or norms[0]._buffers["running_mean"] is None)
 
 
-def common_eps(op: str, norms: Sequence[torch.nn.BatchNorm2d]) -> float:
-    values = {norm.eps for norm in norms}
-    if len(values) > 1:
-        raise ValueError(f"{op}: all batch norms of a block must have the same eps, got {sorted(values)}")
-    return values.pop() if values else 1e-5
+def parameters(name: str, modules: Sequence[torch.nn.Module]) -> list[Any]:
+    """Every module's parameter of that name; a replica of `torch.nn.DataParallel` has it as a plain attribute."""
+    # The dict behind the module, which takes a microsecond to look up an attribute.
+    owned = [(module, module._parameters) for module in modules]
+    return [own[name] if name in own else getattr(module, name) for module, own in owned]
 
 
 def norm_tensors(
@@ -49,17 +45,15 @@ def norm_tensors(
     Weights 1 and biases 0 stand for those that a norm does not have. The op wants one dtype for all norms, so these are
     like another norm's tensors, or like the weights `convs` where no norm has any.
     """
-    # The dict behind the module, which takes a microsecond to look up an attribute.
-    weights: list[Any] = [norm._parameters["weight"] for norm in norms]
-    biases: list[Any] = [norm._parameters["bias"] for norm in norms]
+    weights, biases = parameters("weight", norms), parameters("bias", norms)
     if any(tensor is None for tensor in (*weights, *biases)):
         statistics = [norm.running_mean for norm in norms]
         like = next(tensor for tensor in (*weights, *statistics, *convs) if tensor is not None)
         weights, biases = _filled(weights, 1.0, norms, like), _filled(biases, 0.0, norms, like)
     if batch:
         return weights, biases, [], []
-    means: list[Any] = [norm.running_mean for norm in norms]
-    variances: list[Any] = [norm.running_var for norm in norms]
+    means: list[Any] = [norm._buffers["running_mean"] for norm in norms]
+    variances: list[Any] = [norm._buffers["running_var"] for norm in norms]
     return weights, biases, means, variances
 
 
@@ -78,41 +72,47 @@ def update_running_statistics(
     norms: Sequence[torch.nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor], count: int
 ) -> None:
     """Moves the norms that are training towards the statistics of `count` values; variances are the biased ones."""
-    moving = [i for i, norm in enumerate(norms) if norm.training and norm.running_mean is not None]
-    if not moving or count == 0:
+    moving = [i for i, norm in enumerate(norms) if norm.training and norm._buffers["running_mean"] is not None]
+    if not moving:
         return
-    # All have what they are asked for here: a norm without a running mean has no other running statistic.
-    counts: dict[int, Any] = {i: norms[i].num_batches_tracked for i in moving}
-    torch._foreach_add_(list(counts.values()), 1)
+    # All have the other buffers too: a norm without a running mean has no other running statistic.
+    buffers: list[dict[str, Any]] = [norm._buffers for norm in norms]
+    torch._foreach_add_([buffers[i]["num_batches_tracked"] for i in moving], 1)
+    if count == 0:
+        return
     by_factor: dict[float, list[int]] = {}
     for i in moving:
         momentum = norms[i].momentum
-        factor = 1.0 / float(counts[i]) if momentum is None else momentum
+        factor = 1.0 / float(buffers[i]["num_batches_tracked"]) if momentum is None else momentum
         by_factor.setdefault(factor, []).append(i)
     for factor, group in by_factor.items():
         unbiased = torch._foreach_mul([variances[i] for i in group], count / max(count - 1, 1))
         towards = [*(means[i] for i in group), *unbiased]
-        running: list[Any] = [*(norms[i].running_mean for i in group), *(norms[i].running_var for i in group)]
-        torch._foreach_lerp_(running, [t.to(running[0].dtype) for t in towards], factor)
+        running = [buffers[i][name] for name in ("running_mean", "running_var") for i in group]
+        # No lerp: between infinities it is NaN, where torch's batch norm stays infinite.
+        torch._foreach_mul_(running, 1 - factor)
+        torch._foreach_add_(running, [t.to(running[0].dtype) for t in towards], alpha=factor)
 
 
-def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool, process_group: Any = None) -> Tensor:
+def run_dense_layers(
+    x: Tensor, layers: Sequence[DenseLayer], drop_rates: Sequence[float] = (), process_group: Any = None
+) -> Tensor:
     """[x, q_1, ..., q_L] by `functional.dense_block2d`, and the running statistics moved.
 
     Args:
         x: images [n, c_0, h, w].
-        layers: the modules; all have conv1 and norm2, or none has.
-        training: whether to drop out.
+        layers: the modules; all have conv1 and norm2, or none has. Batch norms agree in mode, eps and whether they
+            track statistics.
+        drop_rates: share of each layer's result to drop out, default none.
         process_group: the processes of `torch.distributed` that share batch statistics, default none. The layers then
             run by the definition, because every one of them has to wait for the sums of all processes.
     """
     norm1 = [layer.norm1 for layer in layers]
-    norm2 = [layer.norm2 for layer in layers if layer.norm2 is not None]
-    norms = [*norm1, *norm2]
-    batch, eps = use_batch_statistics("DenseBlock2d", norms), common_eps("DenseBlock2d", norms)
-    conv1 = [layer.conv1.weight for layer in layers if layer.conv1 is not None]
-    conv2 = [layer.conv2.weight for layer in layers]
-    dropout = [_mask(x, layer) for layer in layers] if training and any(layer.dropout for layer in layers) else []
+    norms = [*norm1, *(layer.norm2 for layer in layers if layer.norm2 is not None)]
+    batch, eps = uses_batch_statistics(norms), norms[0].eps
+    conv1 = parameters("weight", [layer.conv1 for layer in layers if layer.conv1 is not None])
+    conv2 = parameters("weight", [layer.conv2 for layer in layers])
+    dropout = [_mask(x, layer, rate) for layer, rate in zip(layers, drop_rates, strict=True)] if any(drop_rates) else []
     tensors, l = norm_tensors(norms, batch, conv2), len(layers)
     (w1, w2), (b1, b2), (m1, m2), (v1, v2) = [(each[:l], each[l:]) for each in tensors]
     if batch and process_group is not None:
@@ -146,11 +146,11 @@ def run_dense_layers(x: Tensor, layers: Sequence[DenseLayer], *, training: bool,
     return y
 
 
-def _mask(x: Tensor, layer: DenseLayer) -> Tensor:
+def _mask(x: Tensor, layer: DenseLayer, rate: float) -> Tensor:
     """What dropout multiplies a layer's result by, in channels-last memory as the result is."""
     shape = (x.shape[0], layer.conv2.out_channels, *x.shape[2:])
     ones = torch.ones(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
-    return F.dropout(ones, layer.dropout, training=True)
+    return F.dropout(ones, rate, training=True)
 
 
 def _sum_over(process_group: Any) -> Callable[[Tensor], Tensor]:
@@ -163,9 +163,9 @@ def _sum_over(process_group: Any) -> Callable[[Tensor], Tensor]:
     return summed
 
 
-RESIDUAL_BLOCKS: dict[int, tuple[str, Callable[..., Any], int]] = {
-    2: ("BasicBlock2d", basic_block2d, basic_kind.strided),
-    3: ("Bottleneck2d", bottleneck2d, bottleneck_kind.strided),
+RESIDUAL_BLOCKS: dict[int, tuple[Callable[..., Any], int]] = {
+    2: (basic_block2d, basic_kind.strided),
+    3: (bottleneck2d, bottleneck_kind.strided),
 }
 
 
@@ -180,16 +180,17 @@ def run_residual_block(
 
     Args:
         x: images [n, c, h, w].
-        norms: the batch norms, as many as convolutions, or none.
+        norms: the batch norms, as many as convolutions, or none; they agree in mode, eps and whether they track
+            statistics.
         convs: two convolutions of a basic block, or three of a bottleneck.
         projection: the convolution of the shortcut, or None.
         return_features: whether to return the features too.
     """
     if len(convs) not in RESIDUAL_BLOCKS:
         raise ValueError(f"run_residual_block: convs must be 2 or 3 convolutions, got {len(convs)}")
-    name, op, strided = RESIDUAL_BLOCKS[len(convs)]
-    batch, eps = use_batch_statistics(name, norms), common_eps(name, norms)
-    kernels = [conv.weight for conv in convs]
+    op, strided = RESIDUAL_BLOCKS[len(convs)]
+    batch, eps = uses_batch_statistics(norms), norms[0].eps if norms else 1e-5
+    kernels = parameters("weight", convs)
     weights, biases, means, variances = norm_tensors(norms, batch, kernels)
     stride = convs[strided].stride[0]
     shortcut = {} if projection is None else {"projection": projection.weight, "projection_bias": projection.bias}
@@ -221,7 +222,7 @@ def _pixels(x: Tensor) -> int:
 
 def _conv_biases(convs: Sequence[torch.nn.Conv2d]) -> list[Tensor]:
     """One bias a convolution, or none if none has one."""
-    biases = [conv.bias for conv in convs]
+    biases = parameters("bias", convs)
     if all(bias is None for bias in biases):
         return []
     return [

@@ -1,4 +1,4 @@
-"""What Bottleneck2d and BasicBlock2d share: parameters named as in existing checkpoints, and one call."""
+"""What residual blocks on images share: parameters named as in existing checkpoints, and one call."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,15 +6,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..ops.arguments import check_flags
 from ..ops.image import check_stride
 from ..reference.residual_block2d import Kind
-from .image import run_residual_block
+from .look import look_own_residual
+from .own_block import OwnBlock, run_child
+from .plan import ResidualPlan
 from .sizes import check_image, check_norm, check_size
 
 
-class ResidualBlock2d(torch.nn.Module):
+class PreActivationBlock(OwnBlock):
+    """y = conv_L(v) + shortcut with v = relu(norm_L ... conv_1 a) and a = relu(norm_1 x), by one op where it does.
+
+    The shortcut is x, or the module of that name on a. norms, shortcut: what the children are called, norms "" for a
+    block without.
+    """
+
+    norms, shortcut = "norm", "downsample"
+    convs: int
+
+    def _look(self) -> ResidualPlan | str:
+        return look_own_residual(self, self.norms, self.convs)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Any:
+        plan = self.plan_now()
+        if isinstance(plan, ResidualPlan):
+            return plan.run_and_return(x, return_features)
+        return self._by_modules(x, return_features)
+
+    def _by_modules(self, x: Tensor, return_features: bool) -> Tensor | tuple[Tensor, Tensor]:
+        def run(name: str, values: Tensor) -> Tensor:
+            return run_child(f"{type(self).__name__}: {name}", self._modules.get(name), values)
+
+        y = added = x
+        for i in range(1, self.convs + 1):
+            v = F.relu(run(f"{self.norms}{i}", y) if self.norms else y)
+            if i == 1 and self._modules.get(self.shortcut) is not None:
+                added = run(self.shortcut, v)
+            y = run(f"conv{i}", v)
+        if y.shape != added.shape:
+            last = f"{type(self).__name__}: conv{self.convs}"
+            raise ValueError(f"{last} must return {list(added.shape)} as the shortcut does, got {list(y.shape)}")
+        return (y + added, v) if return_features else y + added
+
+
+class ResidualBlock2d(PreActivationBlock):
     """A pre-activation residual block with the convolutions of `kind`, from channels[0] to channels[-1] channels."""
 
     def __init__(
@@ -39,11 +77,13 @@ class ResidualBlock2d(torch.nn.Module):
                 self.add_module(f"norm{i + 1}", torch.nn.BatchNorm2d(c, **factory))
             conv = torch.nn.Conv2d(c, o, kernel, steps[i], kernel // 2, bias=bias, **factory)
             self.add_module(f"conv{i + 1}", conv)
+        self.norms, self.convs = "" if norm is None else "norm", len(kind.kernels)
         self.downsample = None
         if stride != 1 or channels[0] != channels[-1]:
             conv = torch.nn.Conv2d(channels[0], channels[-1], 1, stride, bias=bias, **factory)
             self.downsample = torch.nn.Sequential(OrderedDict(conv=conv))
         self.reset_parameters()
+        self._plan = self._look()
 
     def reset_parameters(self) -> None:
         """He's initialisation of the convolutions (fan in) without biases, batch norms at weight 1 and bias 0."""
@@ -55,14 +95,10 @@ class ResidualBlock2d(torch.nn.Module):
             elif isinstance(module, torch.nn.BatchNorm2d):
                 module.reset_parameters()
 
-    def _children(self, name: str) -> list[Any]:
-        """norm1, norm2, ... or conv1, conv2, ..."""
-        return [child for key, child in self._modules.items() if key.startswith(name)]
-
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         check_image(type(self).__name__, x, self.in_channels)
-        projection: Any = None if self.downsample is None else self.downsample.conv
-        return run_residual_block(x, self._children("norm"), self._children("conv"), projection, return_features)
+        result: Tensor | tuple[Tensor, Tensor] = super().forward(x, return_features)
+        return result
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, out_channels={self.out_channels}, stride={self.stride}"

@@ -53,7 +53,7 @@ CHANGES = {
     "weight norm": (weight_norm, "conv1 became a ParametrizedConv2d"),
     "pruned": (pruned, "hooks on denselayer1.conv1"),
     "patched": (with_value("denselayer1.relu1.forward", torch.sigmoid), "relu1 has a forward of its own"),
-    "dilated": (dilated, "another stride, padding or dilation"),
+    "dilated": (dilated, "changed since: stride, padding, dilation"),
     "modes": (lambda block: block.denselayer2.train(), "some of its batch norms are in training and some in"),
     "eps": (with_value("denselayer1.norm1.eps", 1e-3), r"denselayer1\.norm2 was changed"),
     "double": (lambda block: block.double(), "float64 is computed exactly|cpp is not built"),

@@ -110,8 +110,8 @@ def test_statistics_of_an_empty_batch_move_nothing(name):
     x = torch.zeros(0, 16, 6, 5)
     with kernel(name):
         assert block(x).shape == plain(x)[0].shape == (0, 24, 3, 3)
-    before = [buffer.clone() for key, buffer in plain.named_buffers() if "running" in key]
-    assert all(map(torch.equal, before, [b for key, b in block.named_buffers() if "running" in key]))
+    assert block.norm1.num_batches_tracked == 1
+    assert all(map(torch.equal, plain.buffers(), block.buffers()))
 
 
 @best_kernel
@@ -242,18 +242,6 @@ def test_repr():
     assert "in_channels=16, out_channels=24, stride=2" in repr(BLOCKS["basic, projected"]())
 
 
-def one_frozen():
-    block = BLOCKS["basic"]()
-    block.norm2.eval()
-    return block(torch.randn(2, 16, 3, 3))
-
-
-def two_eps():
-    block = BLOCKS["basic"]()
-    block.norm2.eps = 1e-3
-    return block(torch.randn(2, 16, 3, 3))
-
-
 @pytest.mark.parametrize(
     ("error", "make", "message"),
     [
@@ -269,12 +257,10 @@ def two_eps():
          "basic_block2d: batch statistics need more than one value per channel, got x [1, 16, 1, 1]"),
         (ValueError, lambda: BLOCKS["bottleneck, projected"]()(torch.zeros(1, 16, 2, 2)),
          "bottleneck2d: batch statistics need more than one value per channel"),
-        (ValueError, one_frozen, "BasicBlock2d: all batch norms of a block must use batch statistics"),
-        (ValueError, two_eps, "BasicBlock2d: all batch norms of a block must have the same eps"),
         (ValueError, lambda: run_residual_block(torch.zeros(1, 1, 1, 1), [], [torch.nn.Conv2d(1, 1, 1)], None),
          "run_residual_block: convs must be 2 or 3 convolutions, got 1"),
     ],
-    ids=range(12),
+    ids=range(10),
 )  # fmt: skip
 def test_bad_input(error, make, message):
     with pytest.raises(error) as raised:
