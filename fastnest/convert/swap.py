@@ -7,7 +7,7 @@ Only the class changes. A forward set on the instance would be a reference to th
 import copy
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -48,12 +48,12 @@ class Accelerated(_BlockClass):
         _, (_, *args), *state = reduced
         return _new, (type(self).__bases__[1], *args), *state
 
-    def __prepare_scriptable__(self) -> Module:
-        """What torch.jit.script compiles instead: the block with its own forward, around the same modules."""
-        own: Any = _made(self).__bases__[1]
-        block: Module = own.__new__(own)
-        block.__dict__ = {name: value for name, value in self.__dict__.items() if name != PLAN}
-        return block
+    def __prepare_scriptable__(self) -> NoReturn:
+        # Another block in its place would stay there: torch.jit.script writes what it gets here into the model.
+        what = f"an accelerated {type(self).__name__}"
+        raise TypeError(
+            f"torch.jit.script cannot compile {what}: call fastnest.restore(model) first, or torch.jit.trace"
+        )
 
 
 @cache
@@ -110,8 +110,8 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
     second forward also moved running statistics twice; here they move once.
 
     For one call a block runs its own forward where the op would not do the same: hooks on modules inside, batch norms
-    partly in training, input that no kernel takes. `explain` says so. torch.jit.script compiles the own forwards. Where
-    no block was taken, a warning says why.
+    partly in training, input that no kernel takes. `explain` says so. Where no block was
+    taken, a warning says why. torch.jit.trace records the own forwards; torch.jit.script asks for `restore` first.
 
     Args:
         model: any module.

@@ -11,6 +11,7 @@ from torch.types import Device
 from ..functional import dense_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
+from .scripting import NotScriptable
 from .sizes import check_features, check_kind, check_options, check_rows, check_size, check_sizes
 
 
@@ -19,7 +20,7 @@ def _tensors(parameters: torch.nn.ParameterList | None) -> list[Tensor]:
     return [] if parameters is None else [one for one in parameters._parameters.values() if one is not None]
 
 
-class DenseChain(torch.nn.Module):
+class DenseChain(NotScriptable):
     """L dense growths, x_i = [x_{i-1}, q_i] with q_i = weight_i f(x_{i-1}) + bias_i, as one op in one buffer.
 
     See `fastnest.functional.dense_chain`. With norm="batch" a batch norm stands before every activation (over x_{i-1}

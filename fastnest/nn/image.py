@@ -119,7 +119,7 @@ def run_dense_layers(
         weights = reference.Weights(conv1, conv2, w1, b1, m1, v1, w2, b2, m2, v2, dropout)
         all_reduce = _sum_over(process_group)
         y, statistics = reference.dense_block2d_forward(x, weights, eps, all_reduce)
-        count = int(all_reduce(torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64)).item())
+        count = int(all_reduce(torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64, device=x.device)).item())
     else:
         y, statistics = dense_block2d(
             x,

@@ -265,6 +265,8 @@ def _parts(block: Module, norms: list[BatchNorm2d], convs: list[Conv2d], only_in
     parents = (block, *(module for module in inside if module._modules))
     if len(set(map(id, norms))) < len(norms) or len({norm.eps for norm in norms}) > 1:
         raise _LeftAlone("its batch norms are one module used twice, or differ in eps")
+    if len({norm.running_mean is None for norm in norms}) > 1:
+        raise _LeftAlone("some of its batch norms have running statistics and some have none")
     children = children_of(parents)
     modules = tuple(child for child in children if child is not None)
     types, geometry = tuple(map(type, modules)), geometry_of(convs)

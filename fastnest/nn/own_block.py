@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from .plan import DensePlan, ResidualPlan
+from .scripting import NotScriptable
 
 
-class OwnBlock(torch.nn.Module):
+class OwnBlock(NotScriptable):
     """A block that runs one op as long as its modules are what that op computes.
 
     Users change modules: another activation or norm, an adapter around a convolution, pruning, hooks. What a module

@@ -10,10 +10,11 @@ from torch.types import Device
 from ..functional import residual_chain
 from ..reference.activation import activate, second_moment
 from .norm import ChainNorm
+from .scripting import NotScriptable
 from .sizes import check_features, check_kind, check_options, check_rows, check_size
 
 
-class ResidualChain(torch.nn.Module):
+class ResidualChain(NotScriptable):
     """L bottleneck residual blocks, x_i = x_{i-1} + up_i v_i with v_i = f(down_i f(x_{i-1}) + down_bias_i), as one op.
 
     See `fastnest.functional.residual_chain`, also for the known limit of its backward at exact zeros. With

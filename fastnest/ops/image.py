@@ -87,8 +87,12 @@ def triton_limit(x: Tensor) -> str | None:
 
 
 def in_format_of(x: Tensor, y: Tensor) -> Tensor:
-    """y, which a kernel left in channels-last memory, in the memory format of x."""
-    return y if is_rows_of_channels(x) else y.contiguous()
+    """y, which a kernel left in channels-last memory, in the memory format of x.
+
+    With one channel both formats are the same memory, which torch takes for contiguous.
+    """
+    is_last = is_rows_of_channels(x) and not (x.shape[1] == 1 and x.is_contiguous())
+    return y if is_last else y.contiguous()
 
 
 def norm_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
