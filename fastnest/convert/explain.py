@@ -108,8 +108,7 @@ class _Call:
             inner = type(self.module.block).__name__
             return f"{inner}, then torch", "torch", f"{inner} is a module of its own: left alone, called as it is"
         if isinstance(self.module, (ResidualChain, DenseChain)):
-            reason = "batch norm in training needs each block's batch statistics; eval() folds it and runs the op"
-            return "torch, block by block", "torch", reason
+            return "torch, block by block", "torch", self.module.why_block_by_block() or ""
         return "its own modules" if isinstance(self.module, OwnBlock) else "its own forward", "torch", self.reason
 
     def _row(self, runs: str, backend: str, reason: str) -> None:

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from torch.types import Device
 
 from ..ops.arguments import check_flags, check_number
+from .children import run_child
 from .image import run_dense_layers
 from .look import look_own_dense
-from .own_block import OwnBlock, run_child
+from .own_block import OwnBlock
 from .plan import DensePlan
 from .sizes import check_image, check_size
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +11,9 @@ from torch.types import Device
 
 from ..functional import dense_chain
 from ..reference.activation import activate, second_moment
-from .norm import ChainNorm
+from .norm import ChainNorm, run_norm, why_not_folded
 from .scripting import NotScriptable
 from .sizes import check_features, check_kind, check_options, check_rows, check_size, check_sizes
-
-
-def _tensors(parameters: torch.nn.ParameterList | None) -> list[Tensor]:
-    # The dict behind the list, which takes 1 us for every entry it looks up.
-    return [] if parameters is None else [one for one in parameters._parameters.values() if one is not None]
 
 
 class DenseChain(NotScriptable):
@@ -66,6 +62,7 @@ class DenseChain(NotScriptable):
         self.hidden = None if hidden is None else check_sizes("DenseChain", "hidden", hidden, blocks)
         self.activation, self.pre_activation, self.norm = activation, pre_activation, norm
         *self.widths, self.out_features = accumulate(self.growth, initial=in_features)
+        self._keys = [str(i) for i in range(blocks)]  # of the parameter lists
 
         def parameters(*sizes: list[int], present: bool = True) -> torch.nn.ParameterList | None:
             if not present:
@@ -101,8 +98,8 @@ class DenseChain(NotScriptable):
                 norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm == "batch" and self.training:
-            return self._with_batch_statistics(x)
+        if self.norm == "batch" and self.why_block_by_block() is not None:
+            return self._block_by_block(x)
         hidden_weight, hidden_bias = self._folded(self.hidden_weight, self.hidden_bias, self.hidden_norm)
         weight, bias = self._folded(self.weight, self.bias, self.growth_norm)
         scale = shift = None
@@ -120,34 +117,46 @@ class DenseChain(NotScriptable):
             pre_activation=self.pre_activation,
         )
 
-    @staticmethod
+    def _tensors(self, parameters: torch.nn.ParameterList | None) -> list[Tensor]:
+        if parameters is None:
+            return []
+        # The dict behind the list, which takes 1 us for every entry it looks up. What is not in there is an attribute:
+        # computed anew by pruning or a parametrization, or in a replica of nn.DataParallel.
+        own: dict[str, Any] = parameters._parameters
+        return [own[key] if key in own else getattr(parameters, key) for key in self._keys]
+
     def _folded(
-        weight: torch.nn.ParameterList | None, bias: torch.nn.ParameterList | None, norm: ChainNorm | None
+        self, weight: torch.nn.ParameterList | None, bias: torch.nn.ParameterList | None, norm: ChainNorm | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The weights and biases of the linear maps with the batch norms after them."""
-        weights, biases = _tensors(weight), _tensors(bias)
+        weights, biases = self._tensors(weight), self._tensors(bias)
         if norm is None:
             return weights, biases
         scale, shift = (t.split(norm.sizes) for t in norm.fold())
         folded = [(w * s[:, None]).to(w.dtype) for w, s in zip(weights, scale, strict=True)]
         return folded, [t.to(weights[0].dtype) for t in shift]
 
-    def _with_batch_statistics(self, x: Tensor) -> Tensor:
+    def why_block_by_block(self) -> str | None:
+        """Why a chain with norms runs block by block in torch; None where these are folded and the op runs."""
+        norms = ("input_norm", self.input_norm), ("hidden_norm", self.hidden_norm), ("growth_norm", self.growth_norm)
+        return why_not_folded(norms)
+
+    def _block_by_block(self, x: Tensor) -> Tensor:
         check_rows("DenseChain", x, self.in_features)
-        check_kind("DenseChain", x, _tensors(self.weight)[0])
+        check_kind("DenseChain", x, self._tensors(self.weight)[0])
 
-        def activated(values: Tensor, norm: ChainNorm | None, i: int) -> Tensor:
-            return activate(self.activation, values if norm is None else norm(values, i))
+        def activated(values: Tensor, norm: str, i: int) -> Tensor:
+            return activate(self.activation, run_norm(f"DenseChain: {norm}", getattr(self, norm), values, i))
 
-        weight, hidden_weight, bias = map(_tensors, (self.weight, self.hidden_weight, self.bias))
+        weight, hidden_weight, bias = map(self._tensors, (self.weight, self.hidden_weight, self.bias))
 
         for i in range(self.blocks):
-            h = activated(x, self.input_norm, i) if self.pre_activation else x
+            h = activated(x, "input_norm", i) if self.pre_activation else x
             if hidden_weight:
-                h = activated(F.linear(h, hidden_weight[i]), self.hidden_norm, i)
+                h = activated(F.linear(h, hidden_weight[i]), "hidden_norm", i)
             q = F.linear(h, weight[i], bias[i] if bias else None)
             if not self.pre_activation:
-                q = activated(q, self.growth_norm, i)
+                q = activated(q, "growth_norm", i)
             x = torch.cat([x, q], 1)
         return x
 

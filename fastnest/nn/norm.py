@@ -1,12 +1,15 @@
 """The batch norms of a chain, one per block, in one set of tensors so that evaluation folds them all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from torch.types import Device
+
+from .children import has_hooks, run_child
 
 
 class ChainNorm(torch.nn.Module):
@@ -46,11 +49,11 @@ class ChainNorm(torch.nn.Module):
         self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor, i: int) -> Tensor:
-        """x [n, sizes[i]] by the statistics of these rows, which move the running ones (training)."""
+        """x [n, sizes[i]] by the running statistics; in training by these rows' own, towards which the others move."""
         begin, end = self.begins[i], self.begins[i + 1]
         weight, bias, mean, var = (t[begin:end] for t in (self.weight, self.bias, self.running_mean, self.running_var))
-        y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
-        if i == 0:  # and torch has taken x
+        y = F.batch_norm(x, mean, var, weight, bias, self.training, momentum=self.momentum, eps=self.eps)
+        if i == 0 and self.training:  # and torch has taken x
             self.num_batches_tracked.add_(1)
         return y
 
@@ -63,3 +66,22 @@ class ChainNorm(torch.nn.Module):
     def extra_repr(self) -> str:
         each = self.sizes[0] if len(set(self.sizes)) == 1 else list(self.sizes)
         return f"{len(self.sizes)} blocks, features={each}, eps={self.eps}, momentum={self.momentum}"
+
+
+def why_not_folded(norms: Iterable[tuple[str, torch.nn.Module | None]]) -> str | None:
+    """Why a chain's norms (or None), with their names, cannot be folded into its weights; None where they can."""
+    for name, norm in norms:
+        if norm is None:
+            continue
+        if type(norm) is not ChainNorm:
+            return f"{name} is {type(norm).__name__}, not ChainNorm"
+        if norm.training:
+            return "batch norm in training needs each block's batch statistics; eval() folds it and runs the op"
+        if has_hooks(norm):
+            return f"hooks on {name}, which folding would not call"
+    return "hooks on all modules, which folding would not call" if _has_any_global_hook() else None
+
+
+def run_norm(name: str, norm: torch.nn.Module | None, x: Tensor, i: int) -> Tensor:
+    """Norm i of a chain, x itself where it has none; errors name the norm."""
+    return x if norm is None else run_child(name, norm, x, i)

@@ -1,7 +1,6 @@
 """What fastnest's own blocks on images share: they run by their op, or module by module where the op would not do."""
 
 import torch
-from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from .plan import DensePlan, ResidualPlan
@@ -37,19 +36,3 @@ class OwnBlock(NotScriptable):
         if reason is None and _has_any_global_hook():
             reason = "hooks on all modules, which the op would not call"
         return plan if reason is None else reason
-
-
-def run_child(name: str, child: torch.nn.Module | None, x: Tensor) -> Tensor:
-    """child(x), a tensor; a RuntimeError, ValueError or TypeError of its own is raised again with the child's name."""
-    if child is None:
-        raise TypeError(f"{name} must be a torch.nn.Module, got None")
-    try:
-        y = child(x)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        kind = next(kind for kind in (RuntimeError, ValueError, TypeError) if isinstance(error, kind))
-        raise kind(f"{name} ({type(child).__name__}): {error}") from error
-    if not isinstance(y, Tensor):
-        raise TypeError(f"{name} must return a torch.Tensor, got {type(y).__name__}")
-    return y

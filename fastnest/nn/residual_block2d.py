@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from ..ops.arguments import check_flags
 from ..ops.image import check_stride
 from ..reference.residual_block2d import Kind
+from .children import run_child
 from .look import look_own_residual
-from .own_block import OwnBlock, run_child
+from .own_block import OwnBlock
 from .plan import ResidualPlan
 from .sizes import check_image, check_norm, check_size
 

@@ -9,7 +9,7 @@ from torch.types import Device
 
 from ..functional import residual_chain
 from ..reference.activation import activate, second_moment
-from .norm import ChainNorm
+from .norm import ChainNorm, run_norm, why_not_folded
 from .scripting import NotScriptable
 from .sizes import check_features, check_kind, check_options, check_rows, check_size
 
@@ -20,7 +20,8 @@ class ResidualChain(NotScriptable):
     See `fastnest.functional.residual_chain`, also for the known limit of its backward at exact zeros. With
     norm="batch" a batch norm stands before every activation: over the width (where pre_activation) and after every
     linear map but up, whose bias it replaces. Training then runs block by block in torch, with the exact statistics of
-    the batch; evaluation folds all of them into the weights and runs the op.
+    the batch; evaluation folds all of them into the weights and runs the op. Norms with hooks, or others in their place
+    (called with the rows and the number of the block), run block by block too.
 
     Args:
         width: features m of x.
@@ -101,8 +102,8 @@ class ResidualChain(NotScriptable):
                 norm.reset_parameters()
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        if self.norm == "batch" and self.training:
-            return self._with_batch_statistics(x, return_features)
+        if self.norm == "batch" and self.why_block_by_block() is not None:
+            return self._block_by_block(x, return_features)
         down, down_bias = self._folded(self.down, self.down_bias, self.down_norm)
         mid, mid_bias = None, None
         if self.mid is not None:
@@ -133,21 +134,26 @@ class ResidualChain(NotScriptable):
         scale, shift = (t.view(self.blocks, self.bottleneck) for t in norm.fold())
         return (weight * scale[:, :, None]).to(weight.dtype), shift.to(weight.dtype)
 
-    def _with_batch_statistics(self, x: Tensor, return_features: bool) -> Tensor | tuple[Tensor, Tensor]:
+    def why_block_by_block(self) -> str | None:
+        """Why a chain with norms runs block by block in torch; None where these are folded and the op runs."""
+        norms = ("width_norm", self.width_norm), ("down_norm", self.down_norm), ("mid_norm", self.mid_norm)
+        return why_not_folded(norms)
+
+    def _block_by_block(self, x: Tensor, return_features: bool) -> Tensor | tuple[Tensor, Tensor]:
         check_rows(type(self).__name__, x, self.width)
         check_kind(type(self).__name__, x, self.down)
         downs, ups = self.down.unbind(0), self.up.unbind(0)
         mids = None if self.mid is None else self.mid.unbind(0)
         features = []
 
-        def activated(values: Tensor, norm: ChainNorm | None, i: int) -> Tensor:
-            return activate(self.activation, values if norm is None else norm(values, i))
+        def activated(values: Tensor, norm: str, i: int) -> Tensor:
+            return activate(self.activation, run_norm(f"{type(self).__name__}: {norm}", getattr(self, norm), values, i))
 
         for i in range(self.blocks):
-            a = x if self.width_norm is None else activated(x, self.width_norm, i)
-            v = activated(F.linear(a, downs[i]), self.down_norm, i)
+            a = activated(x, "width_norm", i) if self.pre_activation else x
+            v = activated(F.linear(a, downs[i]), "down_norm", i)
             if mids is not None:
-                v = activated(F.linear(v, mids[i]), self.mid_norm, i)
+                v = activated(F.linear(v, mids[i]), "mid_norm", i)
             features.append(v)
             if i < len(ups):
                 x = x + F.linear(v, ups[i])
