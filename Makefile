@@ -19,14 +19,16 @@ export MAX_JOBS
 .PHONY: demo test nightly promises bench pages docs lint format gpu gpu-build clean build environment
 .DELETE_ON_ERROR:
 
-# torch first and alone: a looser requirement met later must not pull another build of it.
-$(VENV)/environment.stamp: pyproject.toml
+# torch first and alone, and named again later: a looser requirement must not pull another build of it. Each torchvision
+# requires one version of torch, so that pip finds the one that belongs to TORCH.
+$(VENV)/environment.stamp: pyproject.toml $(wildcard tests/environment/*.py tests/environment/*.toml)
 	@echo "environment: $(TORCH) and the build requirements into $(VENV) (a few minutes the first time)"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastnest needs Python >= 3.10, got " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
 	$(PIP) "setuptools>=77" wheel pybind11 ninja "pip>=25.1"
-	$(PIP) --no-deps --group models
+	$(PIP) --group models "$(TORCH)"
+	$(PIP) --no-deps --no-build-isolation ./tests/environment
 	@touch $@
 environment: $(VENV)/environment.stamp
 
@@ -97,4 +99,4 @@ gpu-build: environment
 
 clean:
 	@echo "clean: removes $(VENV) and what was built"
-	rm -rf $(VENV) build dist *.egg-info fastnest/_C.*.so
+	rm -rf $(VENV) build dist *.egg-info fastnest/_C.*.so tests/environment/build tests/environment/*.egg-info
