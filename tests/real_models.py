@@ -1,12 +1,13 @@
-"""The packages whose models `accelerate` knows, imported beside any build of torch and without what they do not need.
+"""The packages whose models `accelerate` knows, imported beside any torch.
 
-torchvision, timm, MONAI and torchxrayvision are installed without their dependencies (Makefile). What they import on
-the way to a model and never call there is a stub, for the time of the import only: download and image libraries, and
-torchvision's own compiled half, which loads only beside the very build of torch it was made for.
+In the environment that `make` builds they import as they are (tests/situations/test_environment.py). Elsewhere that
+may fail, as every torchvision is compiled for one build of torch. Then what they import and no model calls is a stub,
+for the time of the import only, and a warning says so.
 """
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +19,7 @@ from types import ModuleType
 
 import pytest
 
-# What each imports and does not need; the rest (numpy, packaging, tqdm) is installed with the tests' own needs.
+# What each imports and a model of it does not need.
 STUBS = {
     "torchvision": ("torchvision.transforms", "torchvision.utils"),
     "timm": ("timm.data", "torchvision", "huggingface_hub", "safetensors", "yaml"),
@@ -75,12 +76,30 @@ def _stubbed(package: str) -> Iterator[None]:
 
 
 @cache
+def import_error(module: str) -> str:
+    """Why a module of a package above does not import here as it is; "" where it does."""
+    before, package = set(sys.modules), module.partition(".")[0]
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == package:  # its parts that came before the error
+                del sys.modules[name]
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@cache
 def load(module: str) -> ModuleType:
     """`module` of one of the packages above; skips the test where the package is not installed."""
     package = module.partition(".")[0]
     spec = PathFinder.find_spec(package)
     if spec is None:
         pytest.skip(f"{package} is not installed: make environment brings it")
+    error = import_error(module)
+    if not error:
+        return importlib.import_module(module)
+    warnings.warn(f"{module} is imported beside stubs, because it does not import as it is: {error}", stacklevel=2)
     with _stubbed(package):
         for name in BARE:
             if f"{module}.".startswith(f"{name}.") and name not in sys.modules:
