@@ -22,6 +22,8 @@ class Bottleneck2d(ResidualBlock2d):
         bias: whether the convolutions have one; default where there are no batch norms.
 
     Children: norm1, conv1, norm2, conv2, norm3, conv3, and downsample.conv where the shape changes.
+    Where they are no longer as they were made (another norm, an adapter, pruned weights, hooks), they are called one
+    by one.
 
     Called with x [n, c, h, w] it returns y [n, out_channels, h', w'], h' = (h - 1) // stride + 1; with
     return_features=True, (y, v [n, k, h', w']).
