@@ -84,7 +84,7 @@ def _expected(x: Tensor, weights: Weights) -> Iterator[tuple[list[Expected], lis
             if tensors:
                 norms.append(((name, i), tensors[i], (width if name.startswith("norm1") else hidden,)))
         yield convolutions, norms
-        width += d
+        width = width + d  # not in place: under torch.jit.trace a size is a tensor, which the above hold too
 
 
 def dense_block2d(

@@ -58,7 +58,7 @@ def check(x: Tensor, weights: Weights, activation: str) -> None:
             expected += [(("scale", i), weights.scale[i], (width,)), (("shift", i), weights.shift[i], (width,))]
         reads.append(width)
         hides.append(h)
-        width += d
+        width = width + d  # not in place: under torch.jit.trace a size is a tensor, which `expected` holds too
     wrong = misfit(x, expected)
     if wrong is not None:
         (name, i), tensor, shape = wrong
