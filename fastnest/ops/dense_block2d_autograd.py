@@ -11,6 +11,7 @@ from ..reference.dense_block2d import LEARNED, Statistics, Weights
 from .arguments import present, unflat
 from .image import channels_last
 from .library import kernels
+from .saved import saved_tensors, to_save
 
 forward_kernels = kernels("dense_block2d_forward", reference.dense_block2d_forward_fake)
 backward_kernels = kernels("dense_block2d_backward", reference.dense_block2d_backward_fake)
@@ -42,21 +43,20 @@ class DenseBlock2dFunction(torch.autograd.Function):
         y, z, mean, var, z_mean, z_var = kernel_forward(backend, x, unflat(Weights, flat, lengths), eps, True)
         statistics = (mean, var, *z_mean, *z_var)
         ctx.mark_non_differentiable(*statistics)
-        ctx.save_for_backward(y, *flat, *z, *statistics)
+        ctx.save_for_backward(to_save(y), *flat, *z, *statistics)
         ctx.backend, ctx.eps, ctx.lengths, ctx.hidden, ctx.c = backend, eps, lengths, len(z), x.shape[1]
         return y, *statistics
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        y, *rest = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor, *_of_statistics: None) -> tuple[Tensor | None, ...]:
+        (y, *rest), by_definition, _ = saved_tensors(ctx, "dense_block2d", dy)
         count = sum(ctx.lengths)
         weights, z, statistics = (
             unflat(Weights, rest[:count], ctx.lengths),
             rest[count:][: ctx.hidden],
             rest[count + ctx.hidden :],
         )
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
+        if by_definition:
             with torch.autocast(y.device.type, enabled=False):
                 dx, lists = reference.dense_block2d_backward(dy, y[:, : ctx.c], weights, ctx.eps)
             gradients = [lists[name] for name in LEARNED]

@@ -9,6 +9,7 @@ from ..reference import dense_chain as reference
 from ..reference.dense_chain import Weights
 from .arguments import present, rows, unflat
 from .library import kernels
+from .saved import saved_tensors, to_save
 
 forward_kernels = kernels("dense_chain_forward", reference.dense_chain_forward_fake)
 backward_kernels = kernels("dense_chain_backward", reference.dense_chain_backward_fake)
@@ -37,17 +38,16 @@ class DenseChainFunction(torch.autograd.Function):
     ) -> Tensor:
         weights = unflat(Weights, flat, lengths)
         y, hidden = kernel_forward(backend, x, weights, activation, pre_activation, True)
-        ctx.save_for_backward(y, hidden, *flat)
+        ctx.save_for_backward(to_save(y), hidden, *flat)
         ctx.backend, ctx.activation, ctx.pre_activation = backend, activation, pre_activation
         ctx.lengths, ctx.m = lengths, x.shape[1]
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        y, hidden, *flat = ctx.saved_tensors
+        (y, hidden, *flat), by_definition, _ = saved_tensors(ctx, "dense_chain", dy)
         weights = unflat(Weights, flat, ctx.lengths)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
+        if by_definition:
             with torch.autocast(y.device.type, enabled=False):
                 options = ctx.activation, ctx.pre_activation
                 dx, gradients = reference.dense_chain_backward(dy, y[:, : ctx.m], weights, *options)

@@ -11,6 +11,7 @@ from ..reference.residual_block2d import LEARNED, Weights, residual_block2d_back
 from .arguments import present, unflat
 from .image import channels_last
 from .library import kernels
+from .saved import saved_tensors
 
 REFERENCES = {"bottleneck2d": bottleneck2d, "basic_block2d": basic_block2d}
 KINDS = {op: reference.KIND for op, reference in REFERENCES.items()}
@@ -59,10 +60,9 @@ class ResidualBlock2dFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         dfeatures = others[0] if ctx.return_features else None
-        x, *rest = ctx.saved_tensors
+        (x, *rest), by_definition, _ = saved_tensors(ctx, ctx.op, dy, dfeatures)
         weights, rest = unflat(Weights, rest, ctx.lengths), rest[sum(ctx.lengths) :]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The graph of this backward is asked for: by the definition, which is made of differentiable operations.
+        if by_definition:
             with torch.autocast(x.device.type, enabled=False):
                 given = _biases_as(x.dtype, weights)
                 dx, by_list = residual_block2d_backward(KINDS[ctx.op], dy, dfeatures, x, given, ctx.stride, ctx.eps)
