@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import _backend
+from ..reference.flops import forward_flops
 
 ABSENT_OR_LIST = Sequence[Tensor] | None
 
@@ -20,16 +22,19 @@ def kernels(name: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]
     """The operator `name` of every backend that has it here, by backend; all have the signature of `fake`.
 
     The compiled ones are one operator, which runs by the device of its tensors. Triton's is the function of that name
-    in fastnest.kernels.<op>, imported when it is first called.
+    in fastnest.kernels.<op>, imported when it is first called. torch.utils.flop_counter counts all of them.
     """
     found = {}
+    count = _flop_formula(name, fake)
     if _backend.CPP_IS_BUILT:
         torch.library.register_fake(f"fastnest::{name}")(fake)
+        register_flop_formula(getattr(torch.ops.fastnest, name))(count)
         found = dict.fromkeys(_backend.registered(name), getattr(torch.ops.fastnest, name).default)
     if _backend.TRITON_IS_INSTALLED:
         _triton.define(name + schema(fake))
         _triton.impl(name, _launcher(name, fake), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastnest_triton::{name}", fake, lib=_triton)
+        register_flop_formula(getattr(torch.ops.fastnest_triton, name))(count)
         found["triton"] = getattr(torch.ops.fastnest_triton, name).default
     return found
 
@@ -53,9 +58,23 @@ def schema(fake: Callable[..., Any]) -> str:
     return found
 
 
+def _op_of(name: str) -> str:
+    return name.removesuffix("_forward").removesuffix("_backward")
+
+
+def _flop_formula(name: str, fake: Callable[..., Any]) -> Callable[..., int]:
+    """What torch.utils.flop_counter counts for a call of the operator, given shapes in place of tensors."""
+    passes = 2 if name.endswith("_backward") else 1
+
+    def count(*arguments: Any, out_shape: Any = None) -> int:
+        return passes * forward_flops(_op_of(name), inspect.signature(fake).bind(*arguments).arguments)
+
+    return count
+
+
 def _launcher(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     """Calls the function of that name in fastnest.kernels, which gets an empty list for an absent one."""
-    op = name.removesuffix("_forward").removesuffix("_backward")
+    op = _op_of(name)
     lists = [one.annotation == ABSENT_OR_LIST for one in inspect.signature(fake).parameters.values()]
 
     def launch(*arguments: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..reference.flops import flops_of_rows, forward_flops
 from .case import Case
 
 
@@ -14,18 +15,16 @@ def flops(case: Case, training: bool = False) -> int:
 
     A pixel counts as a row. Not counted: activations, sums, and what a backward computes again.
     """
-    maps = ("down", "mid", "up", "weight", "hidden_weight", "conv1", "conv2", "conv", "projection")
-    n, _, *image = case.x_shape
-    before = n * math.prod(image)
-    behind = n * math.prod(case.y_shape[2:])  # the first convolution that may have a stride
-    weights = [shape for name, shape in _flat_shapes(case) if name in maps]
-    larger = {"bottleneck2d": 1, "basic_block2d": 0}.get(case.op, len(weights))
-    return flops_of_maps(before, weights[:larger], training) + flops_of_maps(behind, weights[larger:], training)
+    return _passes(training) * forward_flops(case.op, case.shapes() | case.options)
 
 
 def flops_of_maps(n: int, shapes: Iterable[tuple[int, ...]], training: bool) -> int:
     """Of n rows through linear maps: 2 a weight and row forward, 6 in a training step (dx and dw cost as much each)."""
-    return (6 if training else 2) * n * sum(map(math.prod, shapes))
+    return _passes(training) * flops_of_rows(n, shapes)
+
+
+def _passes(training: bool) -> int:
+    return 3 if training else 1
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:

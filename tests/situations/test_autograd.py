@@ -8,6 +8,7 @@ import torch
 from marks import best_kernel
 from situations.replicas import replica
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from fastnest import functional, models, nn
 from fastnest.testing import OPS, as_tuple, assert_close, expect, flat, kernel, kernels, small_inputs, unflat
@@ -326,3 +327,28 @@ def test_jacobians(op, how, name):
             return {how: JACOBIANS[how](y, leaves["x"].detach())}
 
     assert_close(found(name), expect(found, torch.float32), torch.float32, f"{how}, {name}: {one!r}")
+
+
+@pytest.mark.parametrize("one", [one for op in OPS for one in small_inputs(op)], ids=str)
+@pytest.mark.parametrize("name", kernels()[:1])
+def test_flop_counter(one, name):
+    """FlopCounterMode counts a forward and a training step by the kernels as it counts those of plain torch."""
+
+    def counted(name, training):
+        leaves = flat(one.tensors(torch.float32))
+        with kernel(name), FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+            loss = sum(out.sum() for out in as_tuple(one.call(unflat(leaves))))
+            if training:
+                loss.backward()
+        return counter.get_total_flops()
+
+    for training in (False, True):
+        assert counted(name, training) == counted("reference", training)
+
+
+def test_flop_counter_knows_every_operator():
+    """Those in Triton too, which run on GPUs only."""
+    names = [schema.name for schema in torch._C._jit_get_all_schemas()]
+    operators = [one.split("::") for one in names if one.startswith(("fastnest::", "fastnest_triton::"))]
+    operators = [(space, name) for space, name in operators if not name.startswith("probe")]  # of test_library.py
+    assert all(getattr(getattr(torch.ops, space), name) in flop_registry for space, name in operators)
