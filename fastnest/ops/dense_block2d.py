@@ -109,7 +109,8 @@ def dense_block2d(
     The DenseNEst of arXiv 2111.05496, equation 9, on images (DenseNet-BC); without conv1, q_i = conv2_i relu(norm1_i
     x_{i-1}) (DenseNet). Everything lies in one buffer; a channel's batch statistics are computed once, where it is
     written, and serve every later layer, whose batch norms differ in weight and bias only. The backward computes only
-    batch norm and relu again.
+    batch norm and relu again. It reads the result, which must not be changed in place before if x is in
+    channels-last memory (else the result is a copy).
 
     Args:
         x: the images [n, c_0, h, w], float32, bfloat16 or float16 for the kernels (float64 runs the reference), in
@@ -133,7 +134,8 @@ def dense_block2d(
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit, what was expected and what came.
-        RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
+        RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call; in the backward, where the
+            result was changed in place.
     """
     check_image(OP, x)
     check_flags(OP, return_statistics=return_statistics)

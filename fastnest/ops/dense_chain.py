@@ -107,7 +107,8 @@ def dense_chain(
 
     The DenseNEst of arXiv 2111.05496, equation 9. With `hidden_weight`, q_i = weight_i f(hidden_weight_i f(x_{i-1}) +
     hidden_bias_i) + bias_i. `scale` and `shift` apply to x_{i-1} first (a folded batch norm). The activation comes
-    before every linear map, or after every one with pre_activation=False: q_i = f(weight_i x_{i-1} + bias_i).
+    before every linear map, or after every one with pre_activation=False: q_i = f(weight_i x_{i-1} + bias_i). The
+    kernels' backward reads the result, which must not be changed in place before.
 
     Args:
         x: the rows [n, m_0], float32, bfloat16 or float16 for the kernels (float64 runs the reference). Rows may be
@@ -126,7 +127,8 @@ def dense_chain(
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit, what was expected and what came.
-        RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call.
+        RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call; in the backward, where the
+            result was changed in place.
     """
     check_rows(OP, x)
     check_flags(OP, pre_activation=pre_activation)

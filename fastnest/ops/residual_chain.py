@@ -105,10 +105,10 @@ def residual_chain(
     (A-ResNEst).
 
     The kernels' backward keeps of the stream only x_0 and x_L and steps back, x_{i-1} = x_i - up_i v_i, rounding once a
-    step. Known limit: where the first relu of a block other than the first reads exactly 0, the backward may see
-    +-rounding there instead, so that relu's mask is 1 where torch's is 0 (leaky_relu: 1 for its slope). On a GPU, a
-    row whose features are infinite or NaN cannot be stepped back: the gradients of its blocks but the first are those
-    of an x_{i-1} that is NaN.
+    step. If y was changed in place, it runs the forward again first. Known limit: where the first relu of a block other
+    than the first reads exactly 0, the backward may see +-rounding there instead, so that relu's mask is 1 where
+    torch's is 0 (leaky_relu: 1 for its slope). On a GPU, a row whose features are infinite or NaN cannot be stepped
+    back: the gradients of its blocks but the first are those of an x_{i-1} that is NaN.
 
     Args:
         x: the rows [n, m], float32, bfloat16 or float16 for the kernels (float64 runs the reference). Rows may be
