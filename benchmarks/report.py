@@ -13,12 +13,48 @@ TITLES = {"forward": "forward, no grad", "train": "training step (forward, backw
 MOVED = 0.25  # by which a ratio to the fastest peer may differ between conditions before it is measured again
 
 
+# What must be in a result, of which type; of a list's and of a dict's entries where a pair says so.
+ROW = {"name": str, "subject": str, "mode": str, "dtype": str, "sizes": dict, "ran": dict, "memory": dict}
+ROW |= {"rounds": int, "processes": int, "flops": (int, float), "median_us": dict, "quartiles_us": dict}
+CONDITION = {"rows": (list, ROW), "failures": list, "died": list, "not_run": list, "threads": int, "peak_gflops": dict}
+OF_CPU = {"machine": dict, "versions": dict, "date": str, "conditions": (dict, CONDITION), "not_begun": list}
+OF_GPU = dict.fromkeys(("runs", "tests", "sanitizers", "rows", "profiles", "failures", "not_measured"), list)
+OF_GPU |= {"card": str, "torch": str, "python": str, "fastnest": str, "commit": str, "rates": dict}
+
+
 def load(paths: Sequence[Path] | None = None) -> dict[Path, dict]:
-    """The JSONs at paths; without any, all that are shipped, the oldest first."""
-    results = {Path(path): json.loads(Path(path).read_text()) for path in paths or RESULTS.glob("*.json")}
+    """The JSONs at paths; without any, all that are shipped, the oldest first. ValueError for one that is no result."""
+    results = {Path(path): _read(Path(path)) for path in paths or RESULTS.glob("*.json")}
     if not results:
         raise FileNotFoundError("no results are shipped; `fastnest bench --full` makes them")
     return results if paths else dict(sorted(results.items(), key=lambda entry: entry[1]["date"]))
+
+
+def _read(path: Path) -> dict:
+    try:
+        result = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    wrong = _wrong(result, OF_GPU if isinstance(result, dict) and is_of_gpu(result) else OF_CPU, "")
+    if wrong:
+        raise ValueError(f"{path} must be what `fastnest bench` or `make gpu` has written, but {wrong}")
+    return result
+
+
+def _wrong(found: object, fields: dict, place: str) -> str:
+    """The first thing that is absent or of another type; nothing where all is as it must be."""
+    if not isinstance(found, dict):
+        return f"{place or 'it'} is no object"
+    for name, kind in fields.items():
+        kind, inside = kind if isinstance(kind, tuple) and isinstance(kind[1], dict) else (kind, None)
+        where = f"{place}.{name}".lstrip(".")
+        if not isinstance(found.get(name), kind):
+            return f"{where} is absent or of another type"
+        entries = found[name].items() if isinstance(found[name], dict) else enumerate(found[name]) if inside else ()
+        wrong = [_wrong(one, inside, f"{where}.{key}") for key, one in entries] if inside else []
+        if any(wrong):
+            return next(filter(None, wrong))
+    return ""
 
 
 def is_of_gpu(result: dict) -> bool:
