@@ -67,40 +67,8 @@ def test_split_standardises_by_training_rows_and_keeps_rows_apart():
     assert len(rows.unique()) == 20
 
 
-@pytest.mark.parametrize(
-    ("text", "kind", "outputs"),
-    [("1,2\n3,4\n", "classes", 2), ("1,2.5\n3,4\n", "values", 1), ("1,u\n3,v\n", "classes", 2)],
-)
-def test_csv_targets(text, kind, outputs, tmp_path):
-    (tmp_path / "rows.csv").write_text("a,b\n" + 8 * text)
-    dataset = data.load(str(tmp_path / "rows.csv"))
-    assert (dataset.is_classification, dataset.outputs) == (kind == "classes", outputs)
-    if "u" not in text:
-        assert not data.load(str(tmp_path / "rows.csv"), regression=True).is_classification
-
-
-@pytest.mark.parametrize(
-    ("text", "target", "said"),
-    [
-        ("a,b\n" + "1,2\n" * 9, "c", "target must be one of a, b, got 'c'"),
-        ("a,b\n" + "x,2\n" * 9, None, "every column but the target must hold numbers"),
-        ("a,b\n" + "1,2\n" * 3, None, "at least 8 rows"),
-        ("a,b\n" + "1,2\n" * 9 + "1", None, "a header and lines as long as it, got lines of 1, 2 values"),
-        ("", None, "a header and lines as long as it, got 0 lines"),
-        ("a\n" + "1\n" * 9, None, "at least two columns, got 1"),
-        ("a,b\n" + "nan,2\n" * 9, None, "x must be finite, got NaN or Inf"),
-        ("a,b\n" + "1,inf\n" * 9, None, "y must be finite, got NaN or Inf"),
-        ("a,b\n" + f"{'1' * 200000},2\n" * 9, None, "cannot be read as a .csv: field larger than"),
-        (b"a,b\n" + b"\xff\xfe,2\n" * 9, None, "cannot be read as a .csv"),
-    ],
-)
-def test_bad_csv(text, target, said, tmp_path):
-    (tmp_path / "rows.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=said):
-        data.load(str(tmp_path / "rows.csv"), target=target)
-
-
 ROWS = numpy.arange(18.0).reshape(9, 2)
+Y = ROWS[:, 0] / 4
 
 
 @pytest.mark.parametrize(
@@ -108,15 +76,15 @@ ROWS = numpy.arange(18.0).reshape(9, 2)
     [
         ({"x": ROWS}, "must hold arrays x and y, got x"),
         ({"x": ROWS, "y": numpy.array([{}] * 9)}, "cannot be read as a .npz: Object arrays cannot be loaded"),
-        ({"x": ROWS.astype(complex), "y": ROWS[:, 0]}, "rows: x must hold numbers, got complex128"),
-        ({"x": ROWS.astype(str), "y": ROWS[:, 0]}, "rows: x must hold numbers, got <U32"),
-        ({"x": ROWS, "y": numpy.full(9, numpy.nan)}, "rows: y must be finite, got NaN or Inf"),
+        ({"x": ROWS.astype(complex), "y": Y}, "rows: x must hold numbers, got complex128"),
+        ({"x": ROWS.astype(str), "y": Y}, "rows: x must hold numbers, got <U32"),
+        ({"x": ROWS, "y": numpy.full(9, numpy.nan)}, "row 1, column y: numbers must be finite, got nan"),
         (
-            {"x": ROWS[:, 0], "y": ROWS[:, 0]},
+            {"x": ROWS[:, 0], "y": Y},
             r"height, width\] with at least 8 rows and y as long, got x \[9\], y \[9\]",
         ),
-        ({"x": ROWS, "y": ROWS[:8, 0]}, r"got x \[9, 2\], y \[8\]"),
-        ({"x": ROWS[:, :0], "y": ROWS[:, 0]}, r"got x \[9, 0\], y \[9\]"),
+        ({"x": ROWS, "y": Y[:8]}, r"got x \[9, 2\], y \[8\]"),
+        ({"x": ROWS[:, :0], "y": Y}, r"got x \[9, 0\], y \[9\]"),
     ],
 )
 def test_bad_npz(arrays, said, tmp_path):
@@ -133,56 +101,17 @@ def parquet(path, **columns):
 def test_files_that_are_cut_short(form, tmp_path):
     path = tmp_path / f"rows.{form}"
     if form == "npz":
-        numpy.savez_compressed(path, x=ROWS, y=ROWS[:, 0])
+        numpy.savez_compressed(path, x=ROWS, y=Y)
     else:
-        parquet(path, a=ROWS[:, 0], b=ROWS[:, 1])
+        parquet(path, a=ROWS[:, 0], b=Y)
     whole = path.read_bytes()
     assert len(data.load(str(path)).x) == 7
     broken = bytearray(whole)
     broken[60:90] = bytes(30)
     for content in (b"", whole[:20], whole[:-20], whole[len(whole) // 2 :], b"PK" + whole[2:100], bytes(broken)):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"rows.{form} cannot be read as a .{form}"):
+        with pytest.raises(ValueError, match=rf"rows.{form}:? cannot be read as a .{form}"):
             data.load(str(path))
-
-
-@pytest.mark.parametrize(
-    ("target", "regression", "outputs", "classes"),
-    [
-        ("b", False, 9, True),
-        ("b", True, 1, False),
-        ("a", False, 1, False),
-        ("c", False, 2, True),
-        (None, False, 2, True),
-    ],
-)
-def test_parquet_targets(target, regression, outputs, classes, tmp_path):
-    path = tmp_path / "rows.parquet"
-    parquet(path, a=ROWS[:, 0], b=numpy.arange(9), c=[True, False, True] * 3)
-    found = data.load(str(path), target=target, regression=regression)
-    assert (found.outputs, found.is_classification, found.x.shape[1]) == (outputs, classes, 2)
-    parquet(path, a=ROWS[:, 0], wanted=["u", "v", "w"] * 3)
-    assert data.load(str(path), target="wanted").outputs == 3
-
-
-@pytest.mark.parametrize(
-    ("columns", "target", "said"),
-    [
-        (
-            {"a": [1.0] * 9, "b": [1, None] * 4 + [1]},
-            None,
-            "every column must have a value in every row, got nulls in b",
-        ),
-        ({"a": ["x"] * 9, "b": [1] * 9}, None, "every column but the target must hold numbers"),
-        ({"a": [[1]] * 9, "b": [1] * 9}, None, "every column but the target must hold numbers"),
-        ({"a": [1.0] * 9, "b": ["x"] * 9}, "c", "target must be one of a, b, got 'c'"),
-        ({"b": [1] * 9}, None, "at least two columns, got 1"),
-    ],
-)
-def test_bad_parquet(columns, target, said, tmp_path):
-    parquet(tmp_path / "rows.parquet", **columns)
-    with pytest.raises(ValueError, match=said):
-        data.load(str(tmp_path / "rows.parquet"), target=target)
 
 
 def test_images_are_standardised_by_channel(tmp_path):

@@ -1,10 +1,8 @@
 """Data sets as float32 tensors, standardised by their training rows."""
 
-import csv
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._optional import optional
+from . import tables
 
 CLASSIFICATION = ("digits", "wine", "breast_cancer", "iris")
 REGRESSION = ("diabetes",)
@@ -30,6 +29,7 @@ class Dataset:
     y_held_out: Tensor
     outputs: int
     scale: Tensor | None = None  # [outputs], the unit of a standardised target; None for classes
+    reading: tables.Reading | None = None  # of a file
 
     @property
     def is_classification(self) -> bool:
@@ -43,12 +43,14 @@ class Dataset:
     def __str__(self) -> str:
         kind = f"{self.outputs} classes" if self.is_classification else f"regression of {self.outputs} values"
         rows = f"{len(self.x)} training and {len(self.x_held_out)} held-out rows of {self.shape}"
-        return f"{self.name}: {rows}, {kind}"
+        return f"{self.name}: {rows}, {kind}" + (f"\n{self.reading}" if self.reading else "")
 
 
-def _standardised(values: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+def _standardised(name: str, values: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
     """By the mean and deviation of every column; of images, of every channel."""
     std, mean = torch.std_mean(training, (0, 2, 3) if values.dim() == 4 else 0, keepdim=values.dim() == 4)
+    if not std.isfinite().all():
+        raise ValueError(f"{name} must hold smaller numbers: their variance is more than {values.dtype} holds")
     std = torch.where(std > 0, std, 1.0)  # a constant column stays constant
     return (values - mean) / std, std
 
@@ -59,24 +61,41 @@ def split(name: str, x: numpy.ndarray, y: numpy.ndarray, *, held_out: float = 0.
 
     Raises ValueError for shapes that do not fit, and for anything but finite numbers in x or y.
     """
-    if x.ndim not in (2, 4) or y.ndim not in (1, 2) or len(x) != len(y) or len(x) < 8 or 0 in (x.size, y.size):
-        got = f"x {list(x.shape)}, y {list(y.shape)}"
-        wanted = "[rows, features] or [rows, channels, height, width] with at least 8 rows and y as long"
-        raise ValueError(f"{name}: x must be {wanted}, got {got}")
+    _check_shapes(name, x, y)
     rows = _numbers(name, "x", x, torch.float32 if x.ndim == 4 else torch.float64)  # images are many
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     cut = len(rows) - int(held_out * len(rows))
     training, apart = order[:cut], order[cut:]
-    rows = _standardised(rows, rows[training])[0].float()
+    rows = _standardised(f"{name}: x", rows, rows[training])[0].float()
     scale = None
     if y.dtype.kind in "iubUS" and y.ndim == 1:
         values, places = numpy.unique(y, return_inverse=True)
         target, outputs = torch.from_numpy(places).long(), len(values)
     else:
         target = _numbers(name, "y", y, torch.float64).reshape(len(rows), -1)
-        target, scale = _standardised(target, target[training])
+        target, scale = _standardised(f"{name}: y", target, target[training])
         target, outputs = target.float(), target.shape[1]
+    if (target[training] == target[training[0]]).all():
+        raise ValueError(
+            f"{name}: y must differ between rows, got one value in all {len(training)} rows for training: there is "
+            "nothing to learn"
+        )
     return Dataset(name, rows[training], target[training], rows[apart], target[apart], outputs, scale)
+
+
+def _check_shapes(name: str, x: numpy.ndarray, y: numpy.ndarray) -> None:
+    if (
+        x.ndim not in (2, 4)
+        or y.ndim not in (1, 2)
+        or len(x) != len(y)
+        or len(x) < tables.LEAST_ROWS
+        or 0 in (x.size, y.size)
+    ):
+        got = f"x {list(x.shape)}, y {list(y.shape)}"
+        wanted = (
+            f"[rows, features] or [rows, channels, height, width] with at least {tables.LEAST_ROWS} rows and y as long"
+        )
+        raise ValueError(f"{name}: x must be {wanted}, got {got}")
 
 
 def _numbers(name: str, what: str, values: numpy.ndarray, dtype: torch.dtype) -> Tensor:
@@ -88,28 +107,85 @@ def _numbers(name: str, what: str, values: numpy.ndarray, dtype: torch.dtype) ->
     return found
 
 
-def load(source: str, *, target: str | None = None, regression: bool = False) -> Dataset:
-    """A data set of scikit-learn by name, a .npz with arrays x and y, a .csv with a header line, or a .parquet.
+def decisions(options: Any) -> dict[str, Any]:
+    """Keywords of `load` from the command line's options."""
+    keywords = {name: getattr(options, name) for name in ("target", "missing")}
+    return keywords | {
+        "classes": bool(options.classes),
+        "regression": bool(options.regression),
+        "header": not options.no_header,
+    }
+
+
+USELESS = {
+    "": (("--target", "--no-header", "--missing", "--classes", "--regression"), "a data set with a known target"),
+    ".npz": (("--target", "--no-header", "--missing"), "a file of arrays x and y"),
+    ".parquet": (("--no-header",), "a file whose columns have names"),
+}
+
+
+def _check_useful(source: str, kind: str, given: dict[str, bool]) -> None:
+    options, what = USELESS.get(kind, ((), ""))
+    said = ", ".join(option for option in options if given[option])
+    if said:
+        raise ValueError(f"{said}: has no effect on {source}, {what}")
+
+
+def load(
+    source: str,
+    *,
+    target: str | None = None,
+    classes: bool = False,
+    regression: bool = False,
+    header: bool = True,
+    missing: str | None = None,
+) -> Dataset:
+    """A data set of scikit-learn by name, a table in a .csv, .tsv, .txt or .parquet, or a .npz with arrays x and y.
 
     Args:
         source: its name, or the file. x of a .npz is [rows, features], or images [rows, channels, height, width], which
             are standardised by channel.
-        target: the column of a .csv or .parquet to predict (default: the last).
-        regression: whether whole numbers are values. Otherwise they are classes, as words are.
+        target: the column of a table to predict (default: the last).
+        classes: the target's values are classes, whatever they are.
+        regression: they are numbers to predict.
+        header: whether a text file begins with the columns' names.
+        missing: what becomes of a table's rows with a missing value, "error" (default) or "drop".
 
-    Raises ValueError for a file that cannot be read, is cut short, or holds something else. Nothing in it is run.
+    What was decided stands in the result's `reading`: `targets.decide` says by which rules.
+
+    Raises ValueError for a file that cannot be read, is cut short, or holds something else, where it is in doubt what a
+    target is, and for options that the source has no use for. Nothing in a file is run.
     """
+    if classes and regression:
+        raise ValueError("--classes and --regression exclude each other, got both")
+    if missing not in (None, *tables.HOW_MISSING):
+        raise ValueError(f"--missing must be {' or '.join(tables.HOW_MISSING)}, got {missing!r}")
     path = Path(source)
-    if path.suffix == ".npz":
-        x, y = _npz(path)
-        return split(path.stem, x, y.astype(float) if regression and y.dtype.kind in "iub" else y)
-    if path.suffix in TABLES:
-        return split(path.stem, *_table(path, *TABLES[path.suffix](path), target, regression))
-    if source not in CLASSIFICATION + REGRESSION:
+    kind = path.suffix.lower()
+    known = kind in (*tables.FORMATS, ".npz")
+    if not known and source not in CLASSIFICATION + REGRESSION:
         names = ", ".join(CLASSIFICATION + REGRESSION)
-        raise ValueError(f"data must be a .csv, a .npz, a .parquet or one of {names}, got {source!r}")
-    bunch = getattr(optional("sklearn.datasets", "demo"), f"load_{source}")()
-    return split(source, bunch.data, bunch.target)
+        raise ValueError(f"data must be a {', '.join(tables.FORMATS)}, .npz or one of {names}, got {source!r}")
+    given = {"--target": target is not None, "--no-header": not header, "--missing": missing is not None}
+    _check_useful(source, kind, given | {"--classes": classes, "--regression": regression})
+    if not known:
+        bunch = getattr(optional("sklearn.datasets", "demo"), f"load_{source}")()
+        return split(source, bunch.data, bunch.target)
+    name = path.stem.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
+    if kind == ".npz":
+        x, y = _npz(path)
+        _check_shapes(name, x, y)
+    try:
+        if kind == ".npz":
+            y, reading = tables.read_target(y, classes=classes, regression=regression)
+        else:
+            how = missing or "error"
+            x, y, reading = tables.read(
+                path, target=target, classes=classes, regression=regression, header=header, how_missing=how
+            )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return replace(split(name, x, y), reading=reading)
 
 
 def _npz(path: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -120,68 +196,3 @@ def _npz(path: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
             return arrays["x"], arrays["y"]
     except (ValueError, EOFError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a .npz: {error}") from error
-
-
-def _csv(path: Path) -> tuple[list[str], list[Sequence[str]]]:
-    """Header and columns."""
-    try:
-        with path.open(newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a .csv: {error}") from error
-    widths = {len(line) for line in lines}
-    if len(lines) < 2 or len(widths) > 1:
-        got = f"lines of {', '.join(map(str, sorted(widths)))} values" if len(widths) > 1 else f"{len(lines)} lines"
-        raise ValueError(f"{path} must hold a header and lines as long as it, got {got}")
-    return lines[0], list(zip(*lines[1:], strict=True))
-
-
-def _parquet(path: Path) -> tuple[list[str], list[numpy.ndarray]]:
-    """Header and columns."""
-    parquet, arrow = optional("pyarrow.parquet", "report"), optional("pyarrow", "report")
-    with path.open("rb") as file:
-        try:
-            table = parquet.read_table(file)
-            columns = [column.to_numpy() for column in table.columns]
-        except (arrow.ArrowException, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{path} cannot be read as a .parquet: {reason}") from error
-    empty = [name for name, column in zip(table.column_names, table.columns, strict=True) if column.null_count]
-    if empty:
-        raise ValueError(f"{path}: every column must have a value in every row, got nulls in {', '.join(empty)}")
-    return table.column_names, columns
-
-
-TABLES: dict[str, Callable[[Path], tuple[list[str], list[Any]]]] = {".csv": _csv, ".parquet": _parquet}
-
-
-def _table(
-    path: Path, header: list[str], columns: list[Sequence[Any]], target: str | None, regression: bool
-) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Numbers, and the target column: whole numbers or words (classes) where it holds those, else float."""
-    if target is not None and target not in header:
-        raise ValueError(f"{path}: target must be one of {', '.join(header)}, got {target!r}")
-    if len(header) < 2:
-        raise ValueError(f"{path} must have at least two columns, got {len(header)}")
-    place = len(header) - 1 if target is None else header.index(target)
-    try:
-        x = numpy.array([_floats(column) for i, column in enumerate(columns) if i != place]).T
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: every column but the target must hold numbers ({error})") from error
-    wanted: Any = columns[place]
-    for kind in (float,) if regression else (int, float):
-        try:
-            if not (isinstance(wanted, numpy.ndarray) and wanted.dtype.kind in "iubf"):
-                wanted = numpy.array([kind(value) for value in wanted])
-            return x, wanted.astype(float) if regression else wanted
-        except (ValueError, TypeError, OverflowError):
-            pass
-    if regression:
-        raise ValueError(f"{path}: {header[place]} must hold numbers to be a regression target, got {wanted[0]!r}")
-    words = [str(value) for value in wanted]
-    number = {word: i for i, word in enumerate(sorted(set(words)))}
-    return x, numpy.array([number[word] for word in words])
-
-
-def _floats(column: Sequence[Any]) -> numpy.ndarray | list[float]:
-    return column.astype(float) if isinstance(column, numpy.ndarray) else [float(value) for value in column]
