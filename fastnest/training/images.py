@@ -9,6 +9,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from .memory import check_memory
+
 SIDE, CHANNELS = 32, 3
 PIXELS = SIDE * SIDE * CHANNELS
 PAD = 4  # pixels that a crop may be off by, taken from the image's reflection
@@ -142,6 +144,8 @@ def synthetic(images: int, classes: int, seed: int = 0) -> Images:
     """Made-up images, and a quarter as many for the test: a pattern of 4 x 4 patches per class under strong noise."""
     if images < 8:
         raise ValueError(f"--synthetic must be at least 8 images, got {images}")
+    # Of every image, and of a quarter as many for the test: its pattern and noise in float64, and what comes of them.
+    check_memory(f"--synthetic {images}", images * PIXELS * 20)
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randint(64, 192, (classes, CHANNELS, 4, 4), generator=generator).double()
     patterns = patterns.repeat_interleave(SIDE // 4, 2).repeat_interleave(SIDE // 4, 3)
