@@ -12,7 +12,17 @@ import torch
 import fastnest
 
 from ._optional import MissingExtra
-from .options import IMAGE_OPTIONS, TABLE_OPTIONS, of_bench, of_report, of_train
+from .options import (
+    DECISIONS,
+    IMAGE_OPTIONS,
+    TABLE_OPTIONS,
+    check_file,
+    check_folder,
+    check_numbers,
+    of_bench,
+    of_report,
+    of_train,
+)
 
 BUILD_AGAIN = "install a C++ compiler (g++ >= 11), then `make build`, or `pip install -e .` in the source folder"
 
@@ -46,6 +56,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Trains the three models on real data, fused against reference, and compares speed and memory."""
     from .demo.run import run
 
+    check_folder("--out", arguments.out)
     return run(arguments.out, epochs=arguments.epochs)
 
 
@@ -53,12 +64,12 @@ def bench(arguments: argparse.Namespace) -> int:
     """Runs benchmarks in two minutes, or all of them, against eager and torch.compile; or shows what was stored."""
     from .benchmarks import console, report, run
 
+    check_folder("--pictures", arguments.pictures)
     if arguments.show is not None:
         return _show_results(arguments)
     if arguments.pictures or arguments.readme:
         raise ValueError("--pictures and --readme need --show, which says of which results")
-    if arguments.seconds is not None and arguments.seconds <= 0:
-        raise ValueError(f"--seconds must be more than 0, got {arguments.seconds:g}")
+    check_file("--out", arguments.out, new_folders=True)
     asked = arguments.condition or ("both" if arguments.full else "as_shipped")
     result = run.run(
         arguments.out,
@@ -102,10 +113,8 @@ def report(arguments: argparse.Namespace) -> int:
     given = _given(arguments, DEFAULTS)
     if given and arguments.saved:
         raise ValueError(f"{_said(given)}: only for training, and {arguments.saved} is trained")
-    for name in ("width", "blocks", "epochs"):
-        if given.get(name, 1) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {given[name]}")
-    names = ("data", "saved", "target", "regression", "loss", "activation", "post_activation", "kind", "out")
+    check_folder("--out", arguments.out)
+    names = ("data", "saved", *DECISIONS, "loss", "activation", "post_activation", "kind", "out")
     run(Options(**{name: getattr(arguments, name) for name in names}, **given))
     return 0
 
@@ -119,15 +128,14 @@ def _said(names: Iterable[str]) -> str:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Trains one model on a table (csv, npz, scikit-learn's) or on images (CIFAR-10 and -100 in binary files)."""
+    """Trains one model on a table (csv, parquet, npz, scikit-learn's) or on images (CIFAR's binary files)."""
     source = arguments.data_option or arguments.data
     if source is None and arguments.synthetic is None:
         arguments.usage_error("one of the arguments data --data --synthetic is required")
-    for name in ("epochs", "batch", "checkpoint_every"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.save and not arguments.save.parent.is_dir():
-        raise ValueError(f"--save must name a file in a folder that is there, got {arguments.save}")
+    check_file("--save", arguments.save)
+    check_file("--checkpoint", arguments.checkpoint, new_folders=True)
+    if arguments.save and source and arguments.save.exists() and arguments.save.samefile(source):
+        raise ValueError(f"--save must name another file than the data, got {arguments.save}")
     images = source is None or source in ("cifar10", "cifar100") or Path(source).is_dir()
     foreign = _given(arguments, TABLE_OPTIONS if images else IMAGE_OPTIONS)
     if foreign:
@@ -146,7 +154,7 @@ def _train_on_table(source: str, arguments: argparse.Namespace) -> int:
     from .demo import data, training
 
     options = {**training.DEFAULTS, **_given(arguments, training.DEFAULTS)}
-    dataset = data.load(source, target=arguments.target, regression=bool(arguments.regression))
+    dataset = data.load(source, **data.decisions(arguments))
     print(dataset)
     kind, width, blocks, seed = (options.pop(name) for name in ("model", "width", "blocks", "seed"))
     model = training.build(kind, dataset, width, blocks, seed)
@@ -184,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 if it did what it says, 1 if its check failed, 2 if it was called wrongly."""
     arguments = parser().parse_args(argv)
     try:
+        check_numbers(arguments)
         code: int = arguments.function(arguments)
         return code
     except (MissingExtra, ValueError, OSError) as error:

@@ -1,16 +1,72 @@
-"""The options of `fastnest bench`, `report` and `train`."""
+"""The options of `fastnest bench`, `report` and `train`, and which values they take."""
 
 import argparse
+import math
+import os
+import tempfile
 from pathlib import Path
 
 # Of `fastnest train`, for one sort of data only.
-TABLE_OPTIONS = ("target", "regression", "model", "width", "blocks")
+DECISIONS = ("target", "classes", "regression", "no_header", "missing")
+TABLE_OPTIONS = (*DECISIONS, "model", "width", "blocks")
 IMAGE_OPTIONS = (
     *("arch", "kind", "root", "synthetic", "batch", "amp", "compile"),
     *("checkpoint", "checkpoint_every", "resume"),
 )
-TABLES = "digits, diabetes, wine, breast_cancer, iris, FILE.csv or FILE.parquet (columns with names), "
+TABLES = "digits, diabetes, wine, breast_cancer, iris, FILE.csv (.tsv, .txt) or FILE.parquet (columns with names), "
 TABLES += "FILE.npz (arrays x and y)"
+# Least and greatest value of every option that is a whole number.
+WHOLE = {
+    **dict.fromkeys(("width", "blocks", "batch", "checkpoint_every"), (1, 2**31 - 1)),
+    "epochs": (1, 1_000_000),
+    "seed": (-(2**63), 2**64 - 1),  # what torch's generators take
+}
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for a number that an option does not take, naming both."""
+    for name, value in vars(arguments).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in WHOLE and value is not None:
+            least, most = WHOLE[name]
+            if value < least:
+                raise ValueError(f"{option} must be at least {least}, got {value}")
+            if value > most:
+                raise ValueError(f"{option} must be at most {most}, got {value}")
+        if name in ("rate", "seconds") and value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{option} must be a finite number more than 0, got {value:g}")
+
+
+def check_file(option: str, path: Path | None, *, new_folders: bool = False) -> None:
+    """Raises ValueError if a file cannot be written there; new_folders: folders on the way are made."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} must name a file, got the folder {path}")
+    if not new_folders and not path.parent.is_dir():
+        raise ValueError(f"{option} must name a file in a folder that is there, got {path}")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"{option}: {path} cannot be written to")
+    else:
+        _check_writable(option, path.parent)
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Raises ValueError if path is no folder in which files can be written, nor one that can be made."""
+    if path is not None:
+        _check_writable(option, path)
+
+
+def _check_writable(option: str, folder: Path) -> None:
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise ValueError(f"{option}: {there} must be a folder, got a file")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: the folder {there} cannot be written to: {error.strerror}") from error
 
 
 def of_bench(one: argparse.ArgumentParser) -> None:
@@ -54,10 +110,13 @@ def of_report(one: argparse.ArgumentParser) -> None:
 
 
 def _target(one: argparse._ActionsContainer) -> None:
-    one.add_argument("--target", help="the csv's or parquet's column to predict (default: the last)")
-    one.add_argument(
-        "--regression", action="store_true", default=None, help="whole numbers in the target are values, not classes"
-    )
+    one.add_argument("--target", metavar="COLUMN", help="the table's column to predict (default: the last)")
+    one.add_argument("--classes", action="store_true", default=None, help="every different value of it is a class")
+    one.add_argument("--regression", action="store_true", default=None, help="its values are numbers to predict")
+    header = "the text file begins with its first row, not with names: they are c1, c2, ..."
+    one.add_argument("--no-header", action="store_true", default=None, help=header)
+    missing = "rows with a missing value (NA, ?, nothing, ...) are an error (default) or dropped"
+    one.add_argument("--missing", choices=("error", "drop"), help=missing)
 
 
 def _model(one: argparse._ActionsContainer) -> None:

@@ -126,7 +126,7 @@ def test_command_line(clean, tmp_path):
     done = python(tmp_path, "-Ic", code, interpreter=clean)
     assert "| N | M | K | L |" in done.stdout
     assert done.stdout.endswith("\n0 2\n")
-    assert 'pip install "fastnest-torch[demo]"' in done.stderr
+    assert 'pip install "fastnest-torch[report]"' in done.stderr
 
 
 @needs_cpp

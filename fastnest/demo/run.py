@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import backend, backends
+from .._optional import optional
 from ..benchmarks import bench_models, contest, gate, pool
 from ..benchmarks.problem import Case, Problem
 from ..testing import ULPS
@@ -138,6 +139,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 def run(out: Path, *, epochs: int | None = None) -> int:
     """The whole demo; 0 if every fused training agrees with its reference."""
     start = time.perf_counter()
+    optional("matplotlib", "plot")  # before the trainings, not after them
     every = []
     for name in SETTINGS:
         dataset = data.load(name)

@@ -32,11 +32,14 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
         loss: "squared" or "cross_entropy", of every risk.
         origin: {"file": name} or how it was trained; it is stored as model.origin.
 
+    Raises ValueError for a model whose features of the data are not finite.
+
     Returns these keys, always all of them:
         format, loss; versions: fastnest, torch, python.
         model: name, family ("resnest", "bn_resnest", "a_resnest", "densenest" or "other"), inputs, outputs, width (null
             where there is no linear map behind a stream), blocks, features (of each v_i), parameters, origin.
-        data: name, rows, rows_held_out, shape (of a row), outputs, classes (whether targets are).
+        data: name, rows, rows_held_out, shape (of a row), outputs, classes (whether targets are), reading (null, or of
+            a file: target, target_is, features, rows, dropped, notes, as demo.tables.Reading).
         verdict: holds (true, false, or null for a model about which the paper says nothing), headline, sentences.
         assumptions: "1" to "4", each with holds (null: does not apply), margin, numbers, says.
         risks: model, last_maps (P_phi), heads (PA_phi or PD_phi), gap, relative_gap (of heads), gap_why_not, linear,
@@ -56,6 +59,10 @@ def gather(model: torch.nn.Module, data: Dataset, *, loss: str = "squared", orig
     options: dict[str, Any] = {"loss": loss, "intercept": on_images, "classes": classes}
     held = _features(model, data.x_held_out)
     v = _features(model, x)
+    if not all(part.isfinite().all() for rows in (*held, *v) for part in rows):
+        raise ValueError(
+            f"the model's features of {data.name} must be finite, got NaN or Inf: train it at a lower rate"
+        )
     head = theory.linear_head(list(zip(v, y.split(ROWS), strict=True)), **options)
     inputs = torch.cat([part[0] for part in v]) if on_images else x
     linear = theory.best_linear_predictor(inputs, y, **options)
@@ -140,6 +147,7 @@ def _data(data: Dataset) -> dict[str, Any]:
         "shape": list(data.x.shape[1:]),
         "outputs": data.outputs,
         "classes": data.is_classification,
+        "reading": None if data.reading is None else asdict(data.reading),
     }
 
 
@@ -185,7 +193,9 @@ def _at_most(risk: float, bound: float) -> bool:
 
 def _score(output: Tensor, data: Dataset) -> dict[str, Any]:
     score = score_of(output, data)
-    return {"accuracy": score.value} if data.is_classification else {"r2": score.value, "rmse": score.rmse}
+    if data.is_classification:
+        return {"accuracy": score.value}
+    return {"r2": score.value if math.isfinite(score.value) else None, "rmse": score.rmse}
 
 
 def _blocks(profile: theory.BlockProfile) -> list[dict[str, Any]]:

@@ -101,6 +101,8 @@ def _facts(found: dict[str, Any]) -> str:
         if data["classes"]
         else f"{data['outputs']} standardised: the mean alone has a risk of 1 each",
     }
+    if data["reading"]:
+        facts |= words.reading(data["reading"])
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts.items())
     return f"<dl>\n{items}</dl>\n"
 

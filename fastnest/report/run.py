@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import theory
+from .._optional import optional
 from ..demo import data as datasets
 from ..demo import training
 from ..theory.loss import NAMED, targets
+from ..training.memory import check_memory
 from . import page, saved, words
 from .findings import gather
 
@@ -23,7 +26,10 @@ class Options:
     data: str
     saved: Path | None = None
     target: str | None = None
+    classes: bool | None = None
     regression: bool | None = None
+    no_header: bool | None = None
+    missing: str | None = None
     loss: str = "squared"
     activation: str = "relu"
     post_activation: bool = False
@@ -39,7 +45,9 @@ class Options:
 
 def run(options: Options) -> tuple[Path, Path]:
     """Trains or loads the model, writes the page and the JSON, prints a summary; returns where they are."""
-    data = datasets.load(options.data, target=options.target, regression=bool(options.regression))
+    for package in ("matplotlib", "scipy"):  # before the training, not after it
+        optional(package, "report")
+    data = datasets.load(options.data, **datasets.decisions(options))
     if options.loss == "cross_entropy" and not data.is_classification:
         raise ValueError(f"--loss cross_entropy needs classes, and {data.name} has values to predict")
     print(data)
@@ -49,6 +57,7 @@ def run(options: Options) -> tuple[Path, Path]:
             options.saved, activation=options.activation, pre_activation=pre_activation, kind=options.kind
         )
         _check_sizes(options.saved, model, data)
+        _check_memory(model, data)
         name, origin = options.saved.stem, {"file": options.saved.name}
     else:
         model, origin = _trained(data, options)
@@ -80,10 +89,20 @@ def _trained(data: datasets.Dataset, options: Options) -> tuple[torch.nn.Module,
         return chosen.mean(outputs, targets("report", y, chosen, outputs.shape[1]))
 
     model = training.build(options.model, data, options.width, options.blocks, options.seed)
+    _check_memory(model, data)
     settings: dict[str, Any] = {"epochs": options.epochs, "rate": options.rate, "seed": options.seed}
     fit = training.fit(model, data, loss=loss, **settings)
     print(f"trained for {options.epochs} epochs in {fit.seconds:.1f} s")
     return model, {"trained": options.model, **settings}
+
+
+@torch.no_grad()
+def _check_memory(model: torch.nn.Module, data: datasets.Dataset) -> None:
+    """The report's triangular factors: of so many columns, in float64, with the rows that wait for the next one."""
+    model.eval()
+    columns = sum(part.shape[1] for part in theory.features(model, data.x[:2])) + data.outputs
+    rows = min(len(data.x), 5 * columns)
+    check_memory(f"a report on {columns} features of {len(data.x)} rows", 4 * 8 * rows * columns)
 
 
 @torch.no_grad()

@@ -27,6 +27,14 @@ def model(about: dict[str, Any]) -> str:
     return f"{about['name']}, {about['blocks']} blocks{width}, {about['parameters']:,} parameters"
 
 
+def reading(about: dict[str, Any]) -> dict[str, str]:
+    """What was decided about a file, by headings."""
+    facts = {"Read from the file": "; ".join((f"{about['rows']:,} rows", *about["notes"]))}
+    if about["dropped"]:
+        facts["Dropped"] = f"{about['dropped']:,} rows, where a value was missing"
+    return facts | {"Target in the file": f"{about['target']}, {about['target_is']}"}
+
+
 def no_gap(family: str) -> str | None:
     """Why a model has no gap; None for one that has."""
     return {
@@ -68,7 +76,8 @@ def verdict(found: dict[str, Any]) -> dict[str, Any]:
 def score(one: dict[str, float]) -> str:
     if "accuracy" in one:
         return f"accuracy {100 * one['accuracy']:.2f} %"
-    return f"R² {one['r2']:.3f}, root mean square error {number(one['rmse'])}"
+    r2 = "undefined (one target in all of them)" if one["r2"] is None else f"{one['r2']:.3f}"
+    return f"R² {r2}, root mean square error {number(one['rmse'])}"
 
 
 def _resnest(found: dict[str, Any]) -> tuple[bool, str, list[str]]:

@@ -150,13 +150,17 @@ def test_every_format_is_the_same_table(tmp_path):
         (tmp_path / form).mkdir()
         path = table(tmp_path / f"rows.{form}", x, x[:, 0] * x[:, 1])
         every.append(report(tmp_path / form, "--data", str(path), *QUICK)[1])
+    readings = [found["data"].pop("reading") for found in every]
     assert every[0] == every[1] == every[2]
+    assert [one["target"] for one in readings] == ["y"] * 3
+    assert [one["features"] for one in readings] == [["a", "b"], [], ["a", "b"]]
+    assert all(one["target_is"] == "regression: numbers with a fraction" for one in readings)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data", "digitz"], "data must be a .csv, a .npz, a .parquet or one of digits"),
+        (["--data", "digitz"], "data must be a .csv, .tsv, .txt, .parquet, .npz or one of digits"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
         (["--data", "diabetes", "--loss", "cross_entropy"], "--loss cross_entropy needs classes"),
         (["nowhere.pt", "--data", "iris"], "nowhere.pt"),
