@@ -80,6 +80,7 @@ def _decoded(path: Path) -> str:
         raise ValueError(
             f"must be text in UTF-8, got {where}: convert it, if it is Latin-1 by `iconv -f latin1 -t utf-8 FILE > NEW`"
         ) from error
+    text = text.lstrip("\ufeff")  # written twice by programs that add one to a file that has it
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"must be text, got a byte of 0 in line {line}: binary, or UTF-16 without its mark")

@@ -110,6 +110,7 @@ TEXT = {
     "rows of different lengths": (table(WORDS) + "1,2,3\n", {}, "!line 22: every row must have 2 values|got 3"),
     "a blank line in the midst": (table(WORDS).replace("\n3.5", "\n\n3.5"), {}, CLASSES2),
     "a mark at the beginning": ("\ufeff" + table(WORDS), {}, CLASSES2),
+    "two marks at the beginning": ("\ufeff\ufeff" + table(WORDS), {"target": "y"}, f"{CLASSES2}|features a"),
     "a mark, and a comment": (("\ufeff# of x\n" + table(WORDS)), {}, f"{CLASSES2}|1 line beginning with # skipped"),
     "UTF-16": (table(WORDS).encode("utf-16"), {}, CLASSES2),
     "UTF-16 without a mark": (table(WORDS).encode("utf-16-le"), {}, "!got a byte of 0 in line 1"),
