@@ -496,7 +496,7 @@ def test_command_in_half_precision_and_compiled(monkeypatch, capsys):
     ("arguments", "said"),
     [
         (["--data", "cifar10", "--root", "/nowhere"], "/nowhere has no data_batch_1.bin, data_batch_2.bin"),
-        (["--data", "nowhere"], "data must be a .csv, a .npz, a .parquet or one of digits"),
+        (["--data", "nowhere"], "data must be a .csv, .tsv, .txt, .parquet, .npz or one of digits"),
         (["cifar10", "--width", "8"], "--width: not for images"),
         (["digits", "--arch", "resnet_20", "--resume"], "--arch, --resume: not for a table, and digits is one"),
         (["--synthetic", "--arch", "resnet_18"], "--arch must be one of wrn_16_8, wrn_40_4"),
