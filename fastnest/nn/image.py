@@ -86,12 +86,12 @@ def update_running_statistics(
         factor = 1.0 / float(buffers[i]["num_batches_tracked"]) if momentum is None else momentum
         by_factor.setdefault(factor, []).append(i)
     for factor, group in by_factor.items():
-        unbiased = torch._foreach_mul([variances[i] for i in group], count / max(count - 1, 1))
-        towards = [*(means[i] for i in group), *unbiased]
-        running = [buffers[i][name] for name in ("running_mean", "running_var") for i in group]
+        running_mean, running_var = ([buffers[i][name] for i in group] for name in ("running_mean", "running_var"))
         # No lerp: between infinities it is NaN, where torch's batch norm stays infinite.
-        torch._foreach_mul_(running, 1 - factor)
-        torch._foreach_add_(running, [t.to(running[0].dtype) for t in towards], alpha=factor)
+        torch._foreach_mul_([*running_mean, *running_var], 1 - factor)
+        unbiased = factor * count / max(count - 1, 1)
+        for running, found, alpha in ((running_mean, means, factor), (running_var, variances, unbiased)):
+            torch._foreach_add_(running, [found[i].to(running[0].dtype) for i in group], alpha=alpha)
 
 
 def run_dense_layers(
@@ -211,7 +211,8 @@ def run_residual_block(
     )
     if batch:
         # Norms up to the convolution with the stride read larger images than those behind it.
-        for group, image in ((slice(strided + 1), x), (slice(strided + 1, None), y)):
+        groups = [(slice(None), x)] if stride == 1 else [(slice(strided + 1), x), (slice(strided + 1, None), y)]
+        for group, image in groups:
             update_running_statistics(norms[group], statistics[0][group], statistics[1][group], _pixels(image))
     return (y, features[0]) if features else y
 
