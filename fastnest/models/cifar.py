@@ -61,7 +61,7 @@ class Block(PreActivationBlock):
         self.projection = (
             torch.nn.Sequential(torch.nn.Conv2d(inputs, channels, 1, stride, bias=False)) if changes else None
         )
-        self._plan = self._look()
+        self._look_closely()
 
     def forward(self, x: Tensor, return_features: bool = False) -> Any:
         if self.conv2 is None:

@@ -94,7 +94,7 @@ class DenseBlock2d(OwnBlock, torch.nn.ModuleDict):
         for i in range(layers):
             self[f"denselayer{i + 1}"] = _DenseLayer(in_channels + i * growth, growth, hidden, factory)
         self.reset_parameters()
-        self._plan = self._look()
+        self._look_closely()
 
     def reset_parameters(self) -> None:
         """He's initialisation of the convolutions (fan in), batch norms at weight 1 and bias 0."""

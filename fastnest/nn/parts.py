@@ -66,6 +66,42 @@ class Parts(NamedTuple):
         return None
 
 
+class Refusal(NamedTuple):
+    """Why no op computes a block, and what was inside when that was found: the reason holds as long as this does."""
+
+    reason: str
+    parents: tuple[Module, ...]
+    children: tuple[Module | None, ...]
+    types: tuple[type, ...]
+    convs: tuple[Conv2d, ...]
+    norms: tuple[BatchNorm2d, ...]
+    details: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, block: Module, reason: str) -> "Refusal":
+        inside = list(block.modules())
+        parents = (block, *(module for module in inside[1:] if module._modules))
+        children = children_of(parents)
+        convs = tuple(module for module in inside if isinstance(module, Conv2d))
+        norms = tuple(module for module in inside if isinstance(module, BatchNorm2d))
+        return cls(reason, parents, children, tuple(map(type, children)), convs, norms, _details(convs, norms))
+
+    def holds(self, block: Module) -> bool:
+        return (
+            self.parents[0] is block
+            and children_of(self.parents) == self.children
+            and tuple(map(type, self.children)) == self.types
+            and _details(self.convs, self.norms) == self.details
+        )
+
+
+def _details(convs: Sequence[Conv2d], norms: Sequence[BatchNorm2d]) -> tuple[Any, ...]:
+    """What else than classes decides whether an op takes a block."""
+    has_weight = ["weight" in conv._parameters for conv in convs]
+    statistics = [(norm.eps, norm.track_running_stats, norm._buffers["running_mean"] is None) for norm in norms]
+    return geometry_of(convs), has_weight, statistics
+
+
 def children_of(parents: Sequence[Module]) -> tuple[Module | None, ...]:
     return tuple([child for parent in parents for child in parent._modules.values()])
 

@@ -84,7 +84,7 @@ class ResidualBlock2d(PreActivationBlock):
             conv = torch.nn.Conv2d(channels[0], channels[-1], 1, stride, bias=bias, **factory)
             self.downsample = torch.nn.Sequential(OrderedDict(conv=conv))
         self.reset_parameters()
-        self._plan = self._look()
+        self._look_closely()
 
     def reset_parameters(self) -> None:
         """He's initialisation of the convolutions (fan in) without biases, batch norms at weight 1 and bias 0."""
