@@ -397,9 +397,12 @@ def test_attributes_of_a_subclass_leave_the_op_alone(name):
     ("name", "change"),
     [(name, change) for name in BLOCKS for change in ("another activation", "group norm") if applies(name, change)],
 )
-def test_compiles_whole(name, change):
-    """After a change that no call has seen yet."""
+@pytest.mark.parametrize("called", [False, True], ids=["not called", "called"])
+def test_compiles_whole(name, change, called):
+    """After a change, whether it was called since or not."""
     block, _, by_modules = changed(name, change)
+    if called:
+        block(images()), by_modules(images())
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images()), by_modules(images()), rtol=1e-4, atol=1e-5)
