@@ -27,7 +27,7 @@ class DenseLayer(NamedTuple):
 
 def uses_batch_statistics(norms: Sequence[torch.nn.BatchNorm2d]) -> bool:
     """Whether these norms, of which one says it for all, normalise with the batch's own statistics."""
-    return bool(norms) and (norms[0].training or norms[0]._buffers["running_mean"] is None)
+    return len(norms) > 0 and (norms[0].training or norms[0]._buffers["running_mean"] is None)
 
 
 def parameters(name: str, modules: Sequence[torch.nn.Module]) -> list[Any]:
