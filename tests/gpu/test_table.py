@@ -96,7 +96,8 @@ def test_bench_shows_it_beside_its_own(tmp_path, capsys):
 
 def test_bench_draws_only_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "RESULTS", tmp_path)
-    (tmp_path / "cpu.json").write_text(json.dumps({"date": "2025-01-01", "conditions": {}}))
+    of_cpu = {"date": "2025-01-01", "machine": {}, "versions": {}, "conditions": {}, "not_begun": []}
+    (tmp_path / "cpu.json").write_text(json.dumps(of_cpu))
     (tmp_path / "card.json").write_text(json.dumps(result()))
     drawn = []
     monkeypatch.setattr(pictures, "draw", lambda stem, one, folder: drawn.append(stem) or [])
