@@ -110,8 +110,8 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
     second forward also moved running statistics twice; here they move once.
 
     For one call a block runs its own forward where the op would not do the same: hooks on modules inside, batch norms
-    partly in training, input that no kernel takes. `explain` says so. Where no block was
-    taken, a warning says why. torch.jit.trace records the own forwards; torch.jit.script asks for `restore` first.
+    partly in training, input that no kernel takes. `explain` says so. Where no block was taken,
+    a warning says why. torch.jit.trace records the own forwards; torch.jit.script asks for `restore` first.
 
     Args:
         model: any module.
@@ -128,7 +128,7 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
     _check("accelerate", model)
     if not inplace:
         model = copy.deepcopy(model)
-    taken, left = [], []
+    said, left = [], []
     for name, block in list(candidates(model)):
         what = f"{name or '(model)'} ({type(block).__name__})"
         plan: Plan | str | None = plan_of(block)
@@ -137,16 +137,17 @@ def accelerate(model: Module, *, inplace: bool = True, verbose: bool = False) ->
         if isinstance(plan, str):
             _restore(block)
             left.append(f"{what}: left alone: {plan}")
+            said.append(left[-1])
             continue
         if not isinstance(block, Accelerated):
             own: Any = type(block)
             block.__class__ = _accelerated(own)
         block.__dict__[PLAN] = plan
-        taken.append(f"{what}: {plan}")
+        said.append(f"{what}: {plan}")
     if verbose:
-        print(*taken, *left, sep="\n")
-        print(f"{len(taken)} of {len(taken) + len(left)} blocks accelerated")
-    elif not taken and not any(True for _ in own_blocks(model)):  # fastnest's own run an op already
+        print(*said, sep="\n")
+        print(f"{len(said) - len(left)} of {len(said)} blocks accelerated")
+    elif len(left) == len(said) and not any(True for _ in own_blocks(model)):  # fastnest's own run an op already
         warnings.warn(f"accelerate: no block of {type(model).__name__} was replaced: {_reasons(left)}", stacklevel=2)
     return model
 

@@ -179,6 +179,11 @@ def test_explain_and_accelerate_agree(capsys):
     assert runs_the_op(block, x)
 
 
+def test_blocks_are_said_in_the_model_s_order(capsys):
+    fastnest.accelerate(nn.Sequential(changed(dense_block()), dense_block()), verbose=True)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1", "1"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mixed", [False, True], ids=["all", "one"])
 @pytest.mark.parametrize("name", ["torchvision", "authors"])
