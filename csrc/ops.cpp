@@ -45,6 +45,12 @@ STABLE_TORCH_LIBRARY(fastnest, m) {
       "-> (Tensor dx, Tensor[] dconv1, Tensor[] dconv2, Tensor[] dnorm1_weight, Tensor[] dnorm1_bias, "
       "Tensor[] dnorm2_weight, Tensor[] dnorm2_bias)");
   m.def(
+      "dense_block2d_pack(Tensor like, Tensor[] conv1, Tensor[] conv2, Tensor[] norm1_weight, Tensor[] norm1_bias, "
+      "Tensor[] norm1_mean, Tensor[] norm1_var, Tensor[] norm2_weight, Tensor[] norm2_bias, Tensor[] norm2_mean, "
+      "Tensor[] norm2_var, float eps) -> Tensor");
+  m.def(
+      "dense_block2d_packed_forward(Tensor x, Tensor packed, int[] hidden, int[] growth, Tensor[]? dropout) -> Tensor");
+  m.def(
       "bottleneck2d_forward(Tensor x, Tensor[] conv, Tensor[]? conv_bias, Tensor[]? norm_weight, Tensor[]? norm_bias, "
       "Tensor[]? norm_mean, Tensor[]? norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "
       "bool features, bool save) -> (Tensor y, Tensor features, Tensor[] hidden, Tensor[] mean, Tensor[] var)");
