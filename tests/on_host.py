@@ -34,14 +34,14 @@ def ops() -> list[str]:
 
 def build_library() -> Path:
     """A library that torch loads: the kernels in place of the CPU's, and the device that they find (library.cpp)."""
-    layer = [LAYER / "blocks.cpp", LAYER / "library.cpp"]
+    layer = [LAYER / name for name in ("blocks.cpp", "hopper.cpp", "library.cpp")]
     sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*_host.cpp")), *layer]
     return _link("kernels.so", sources, "-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
 
 
 def build_layer() -> Path:
     """A program of small kernels: layer CHECK ORDER."""
-    return _link("layer", [LAYER / "blocks.cpp", *sorted(LAYER.glob("layer*.cpp"))])
+    return _link("layer", [LAYER / "blocks.cpp", LAYER / "hopper.cpp", *sorted(LAYER.glob("layer*.cpp"))])
 
 
 def preloaded() -> dict[str, str]:

@@ -172,13 +172,15 @@ FASTNEST_DEVICE float4 load_from_cluster(const float4* own, int rank) {
 // Launches.
 
 inline Device current_device() {
-  int device = 0, major = 0;
+  int device = 0, major = 0, minor = 0;
   Device facts{};
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&facts.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   facts.clusters = major >= 9;
+  facts.capability = 10 * major + minor;
   return facts;
 }
 
@@ -190,16 +192,23 @@ const char* launch(void (*kernel)(Parameters...), const Grid& grid, void* stream
   if (grid.shared_bytes > kWithoutAsking)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
   if (error == cudaSuccess) {
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    cudaLaunchAttribute attributes[2] = {};
+    int count = 0;
+    if (grid.cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count++].val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    }
+    if (grid.overlaps) {
+      attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(grid.x, grid.y, grid.z);
     config.blockDim = dim3(grid.threads);
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &cluster;
-    config.numAttrs = grid.cluster > 1 ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

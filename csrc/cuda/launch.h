@@ -11,6 +11,7 @@ struct Device {
   int multiprocessors;
   int shared_bytes;  // that a block may have
   bool clusters;
+  int capability = 90;  // 10 major + minor
 };
 
 struct Grid {
@@ -19,6 +20,7 @@ struct Grid {
   int shared_bytes = 0;
   int cluster = 1;  // blocks along x that run together
   int64_t y = 1, z = 1;
+  bool overlaps = false;  // with the launch before, whose kernel lets the next start (hopper/instructions.h)
 };
 
 }  // namespace fastnest::cuda

@@ -1,5 +1,5 @@
 // Blocks on the CPU (cuda/device.h): the fibres, what they wait for, and what the lanes of a warp do together.
-#include "cuda/device.h"
+#include "blocks.h"
 
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -28,16 +29,15 @@ Order order = Order::kFirstThreadLateCopies;
 Device device{132, 227 << 10, true};
 bool only_launch = false;
 
-namespace {
-
-constexpr int kLanes = 32;
-constexpr size_t kStack = 256 << 10;
-
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "blocks on the CPU: %s (block %u %u %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
                threadIdx.x);
   std::abort();
 }
+
+namespace {
+
+constexpr size_t kStack = 256 << 10;
 
 // Where threads meet: `arrived` of them in this round; a thread that waits is free when the round is over.
 struct Meeting {
@@ -58,26 +58,30 @@ struct Fibre {
   int rank = 0;  // of its block in the cluster
   Meeting* meeting = nullptr;
   int64_t round = 0;
+  const std::function<bool()>* until = nullptr;  // it waits for this, or for a meeting
   bool done = false;
   std::vector<Copy> copies;    // not done yet
   std::vector<size_t> groups;  // how many copies each group that was committed has
   size_t open = 0;             // copies of the group that was not
-  bool waits() const { return meeting && meeting->round == round; }
+  bool waits() const { return (until && !(*until)()) || (meeting && meeting->round == round); }
 };
 
-struct Warp {
+// Threads that do something together: a warp, or a warpgroup.
+struct Team {
   Meeting meeting;
-  const char* called = nullptr;  // what its lanes call together
-  const void* given[kLanes];
-  void* wanted[kLanes];
+  const char* called = nullptr;  // what its threads call
+  const void* given[kWarpgroup];
+  void* wanted[kWarpgroup];
 };
 
 struct Cluster {
   std::vector<Fibre> fibres;
-  std::vector<Warp> warps;
+  std::vector<Team> warps, warpgroups;
   std::vector<Meeting> blocks;
+  std::map<std::pair<int, int>, Meeting> named;  // by rank and number
   Meeting all;
   std::vector<unsigned char*> shared;
+  int shared_bytes = 0;
   const std::function<void()>* kernel = nullptr;
   ucontext_t caller;
   const void* caller_stack = nullptr;
@@ -89,8 +93,9 @@ struct Cluster {
 Cluster* cluster;
 
 Fibre& self() { return cluster->fibres[cluster->current]; }
-int lane() { return static_cast<int>(self().thread.x) % kLanes; }
-Warp& warp() { return cluster->warps[cluster->current / kLanes]; }
+int thread() { return static_cast<int>(self().thread.x); }
+int lane() { return thread() % kWarp; }
+Team& warp() { return cluster->warps[cluster->current / kWarp]; }
 
 void show_current() {
   threadIdx = self().thread;
@@ -143,6 +148,7 @@ void body() {
   (*cluster->kernel)();
   Fibre& fibre = self();
   if (!fibre.copies.empty()) fail("the thread ends before its copies do");
+  end_thread();
   fibre.done = true;
   --cluster->left;
   next(true);
@@ -162,13 +168,13 @@ void meet(Meeting& meeting) {
   if (!arrive(meeting)) next(false);
 }
 
-// The lanes of a warp call a function together: the last one to come does it for all.
-void together(const char* name, const void* given, void* wanted, void (*function)(Warp&)) {
-  Warp& all = warp();
+// The threads of a team call a function together: the last one to come does it for all.
+template <class Function>
+void together(Team& all, int member, const char* name, const void* given, void* wanted, const Function& function) {
   if (all.meeting.arrived == 0) all.called = name;
   if (all.called != name) fail("lanes of a warp call different functions");
-  all.given[lane()] = given;
-  all.wanted[lane()] = wanted;
+  all.given[member] = given;
+  all.wanted[member] = wanted;
   Fibre& fibre = self();
   fibre.meeting = &all.meeting;
   fibre.round = all.meeting.round;
@@ -176,9 +182,41 @@ void together(const char* name, const void* given, void* wanted, void (*function
   if (!arrive(all.meeting)) next(false);
 }
 
+void together(const char* name, const void* given, void* wanted, void (*function)(Team&)) {
+  together(warp(), lane(), name, given, wanted, function);
+}
+
 }  // namespace
 
 unsigned char* shared_memory() { return cluster->shared[self().rank]; }
+
+unsigned char* shared_memory_of(int rank) { return cluster->shared[rank]; }
+int shared_bytes() { return cluster->shared_bytes; }
+int blocks_in_cluster() { return static_cast<int>(cluster->blocks.size()); }
+int thread_index() { return static_cast<int>(cluster->current); }
+
+void wait_until(const std::function<bool()>& so) {
+  Fibre& fibre = self();
+  if (so()) return;
+  fibre.until = &so;
+  next(false);
+  fibre.until = nullptr;
+}
+
+Team& warpgroup() {
+  return cluster->warpgroups[self().rank * (cluster->warpgroups.size() / cluster->blocks.size()) + thread() / kWarpgroup];
+}
+void in_warpgroup(const char* name, const void* given, void* wanted, Together function) {
+  together(warpgroup(), thread() % kWarpgroup, name, given, wanted,
+           [&](Team& all) { function(all.given, all.wanted); });
+}
+
+void meet_at(int name, int threads) {
+  Meeting& meeting = cluster->named[{self().rank, name}];
+  if (meeting.arrived && meeting.members != threads) fail("a barrier of different numbers of threads");
+  meeting.members = threads;
+  meet(meeting);
+}
 
 void run(const Grid& grid, const std::function<void()>& kernel) {
   const int threads = grid.threads, size = grid.cluster;
@@ -187,7 +225,7 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
   if (grid.shared_bytes > device.shared_bytes) fail("more shared memory than the device has");
   if (size > 1 && !device.clusters) fail("a device without clusters");
   if (grid.x % size) fail("the grid is not made of whole clusters");
-  if (threads % kLanes) fail("a block is not made of whole warps");
+  if (threads % kWarp) fail("a block is not made of whole warps");
   if (threads > 1024) fail("more threads than a block can have");
   if (size > 8) fail("a cluster of more blocks than every part takes");
   if (grid.x < 1 || grid.x > 0x7fffffff) fail("a grid without blocks along x, or with too many");
@@ -205,10 +243,13 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
         now.kernel = &kernel;
         now.left = count;
         now.fibres.resize(count);
-        now.warps.resize(count / kLanes);
+        now.warps.resize(count / kWarp);
         now.blocks.resize(size);
         now.all.members = static_cast<int>(count);
-        for (Warp& one : now.warps) one.meeting.members = kLanes;
+        for (Team& one : now.warps) one.meeting.members = kWarp;
+        now.warpgroups.resize(size * ((threads + kWarpgroup - 1) / kWarpgroup));
+        for (Team& one : now.warpgroups) one.meeting.members = kWarpgroup;
+        now.shared_bytes = grid.shared_bytes;
         std::vector<std::unique_ptr<unsigned char, decltype(&std::free)>> shared;
         for (int rank = 0; rank < size; ++rank) {
           now.blocks[rank].members = threads;
@@ -220,6 +261,7 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
           now.shared.push_back(shared.back().get());
         }
         cluster = &now;
+        begin_cluster(grid.overlaps);
         for (size_t i = 0; i < count; ++i) {
           Fibre& fibre = now.fibres[i];
           fibre.rank = static_cast<int>(i / threads);
@@ -303,13 +345,13 @@ float as_tf32(uint32_t bits) {
 
 // d [16, 8] += a [16, kDepth] b [kDepth, 8], given how the lanes hold a and b.
 template <int kDepth, class A, class B>
-void multiply_add_tiles(Warp& all, A a_at, B b_at) {
+void multiply_add_tiles(Team& all, A a_at, B b_at) {
   float a[16][kDepth], b[kDepth][8];
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < kDepth; ++k) a[row][k] = a_at(row, k);
   for (int k = 0; k < kDepth; ++k)
     for (int column = 0; column < 8; ++column) b[k][column] = b_at(k, column);
-  for (int lane = 0; lane < kLanes; ++lane) {
+  for (int lane = 0; lane < kWarp; ++lane) {
     auto* d = static_cast<float*>(all.wanted[lane]);
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
@@ -321,14 +363,14 @@ void multiply_add_tiles(Warp& all, A a_at, B b_at) {
 }
 
 template <class T>
-void multiply_add_16_bit(Warp& all) {
+void multiply_add_16_bit(Team& all) {
   const auto of = [&](int lane) { return *static_cast<const Operands*>(all.given[lane]); };
   multiply_add_tiles<16>(
       all, [&](int row, int k) { return half_of<T>(of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k % 2); },
       [&](int k, int column) { return half_of<T>(of(column * 4 + k % 8 / 2).b[k / 8], k % 2); });
 }
 
-void multiply_add_8_deep(Warp& all) {
+void multiply_add_8_deep(Team& all) {
   const auto of = [&](int lane) { return *static_cast<const Operands*>(all.given[lane]); };
   multiply_add_tiles<8>(
       all, [&](int row, int k) { return as_tf32(of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]); },
@@ -336,8 +378,8 @@ void multiply_add_8_deep(Warp& all) {
 }
 
 template <bool kTransposed>
-void load_matrices_of_warp(Warp& all) {
-  for (int lane = 0; lane < kLanes; ++lane) {
+void load_matrices_of_warp(Team& all) {
+  for (int lane = 0; lane < kWarp; ++lane) {
     auto* r = static_cast<uint32_t*>(all.wanted[lane]);
     for (int matrix = 0; matrix < 4; ++matrix) {
       const int g = lane / 4, t = lane % 4;
@@ -349,8 +391,8 @@ void load_matrices_of_warp(Warp& all) {
   }
 }
 
-void exchange(Warp& all) {
-  for (int lane = 0; lane < kLanes; ++lane) {
+void exchange(Team& all) {
+  for (int lane = 0; lane < kWarp; ++lane) {
     const auto* own = static_cast<const std::pair<float, int>*>(all.given[lane]);
     *static_cast<float*>(all.wanted[lane]) =
         static_cast<const std::pair<float, int>*>(all.given[lane ^ own->second])->first;
@@ -427,7 +469,10 @@ using namespace fastnest::cuda::host;
 
 void __syncthreads() { meet(cluster->blocks[self().rank]); }
 void __syncwarp() {
-  together("__syncwarp", nullptr, nullptr, [](Warp&) {});
+  together("__syncwarp", nullptr, nullptr, [](Team&) {});
+}
+float __shfl_sync(unsigned mask, float value, int lane) {
+  return __shfl_xor_sync(mask, value, lane ^ static_cast<int>(threadIdx.x) % kWarp);
 }
 float __shfl_xor_sync(unsigned mask, float value, int lanes) {
   if (mask != 0xffffffffu) fail("__shfl_xor_sync: of some lanes only");

@@ -7,7 +7,7 @@ using namespace fastnest::cuda::host;
 
 FASTNEST_EXPORT void fastnest_device(int last_thread_first, int multiprocessors, int shared_bytes, int clusters) {
   order = last_thread_first ? Order::kLastThreadEarlyCopies : Order::kFirstThreadLateCopies;
-  device = {multiprocessors, shared_bytes, clusters != 0};
+  device = {multiprocessors, shared_bytes, clusters != 0, clusters ? 90 : 80};
 }
 
 // Whether launches are only checked, and nothing runs.

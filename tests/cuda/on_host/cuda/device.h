@@ -37,6 +37,12 @@ struct uint3 {
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
+struct uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 struct float2 {
   float x, y;
 };
@@ -55,6 +61,7 @@ extern dim3 blockDim, gridDim;
 
 void __syncthreads();
 void __syncwarp();
+float __shfl_sync(unsigned mask, float value, int lane);
 float __shfl_xor_sync(unsigned mask, float value, int lanes);
 template <class T>
 T __ldg(const T* p) {
