@@ -56,6 +56,8 @@ const char* streamed(const Device& device, const TensorMap& x, Args1x1 args, voi
   int stages = args.chunks < kMost ? args.chunks : kMost;
   while (stages > 1 && bytes(stages) > room) --stages;
   while (stages * kStage < kSums) ++stages;
+  // A stage is always the same warpgroup's: by its parity one cannot tell a phase from the next but one.
+  stages = stages < kSplits ? kSplits : stages / kSplits * kSplits;
   args.stages = stages;
   Grid grid{divide_up(args.pixels, kTall * kTilePixels), kTall * kSplits * 128 + 128, bytes(stages)};
   grid.y = args.outputs / N;

@@ -6,15 +6,16 @@ namespace {
 
 using hopper::BoxLayout;
 
-constexpr int kLeastStages = 4, kMostStages = 12;
+constexpr int kLeastStages = 2, kMostStages = 6;  // of each warpgroup
+constexpr int kMostOutputsOfEightLines = 32;  // more sums of two times 64 pixels would not fit into registers
 
 // The fastest of those measured (benchmarks/results/nvidia-h200-convolutions.json; bfloat16, 128 -> 32 channels, 64
 // images, us of warm calls): 8 lines at 56 x 56 (25.4; 4 lines 27.5), where a multiprocessor has 14 such tiles, 4 lines
 // at 28 x 28 (8.6; 9.2) and 14 x 14 (4.5; 4.7), where it has 4 and 1. Between them: 8.
-template <class T>
 Shape3x3 chosen(const Device& device, const Conv3x3& conv) {
   constexpr int64_t kTilesEach = 8;
   if (conv.width <= 8) return Shape3x3::kEightColumns;
+  if (conv.layer.k_outputs > kMostOutputsOfEightLines) return Shape3x3::kFourLines;
   const int64_t across = conv.width <= 16 ? 1 : divide_up(conv.width, 14);
   const int64_t tiles = conv.images * across * divide_up(conv.height, 8);
   return tiles >= kTilesEach * device.multiprocessors ? Shape3x3::kEightLines : Shape3x3::kFourLines;
@@ -29,7 +30,7 @@ const char* run_tiles(const Device& device, const Conv3x3& conv, void* stream) {
   const char* const error = hopper::find_map({.data = conv.h,
                                               .element = conv.element,
                                               .dimensions = 4,
-                                              .sizes = {layer.hidden, conv.width, conv.height, conv.images},
+                                              .sizes = {layer.b, conv.width, conv.height, conv.images},
                                               .strides = {sizeof(T), pixel, line, line * conv.height},
                                               .box = {hopper::kChunk<T>, kWidth, Tile::kLines + 2, 1}},
                                              &h);
@@ -65,11 +66,13 @@ const char* run_tiles(const Device& device, const Conv3x3& conv, void* stream) {
 
 template <class T, int kOutputs>
 const char* run_outputs(const Device& device, const Conv3x3& conv, void* stream) {
-  switch (conv.shape == Shape3x3::kChosen ? chosen<T>(device, conv) : conv.shape) {
+  switch (conv.shape == Shape3x3::kChosen ? chosen(device, conv) : conv.shape) {
     case Shape3x3::kEightColumns:
       if (conv.width > 8) return "conv_3x3: tiles of 8 columns are for images that are no wider";
       return run_tiles<T, kOutputs, 8, 1>(device, conv, stream);
-    case Shape3x3::kEightLines: return run_tiles<T, kOutputs, 16, 2>(device, conv, stream);
+    case Shape3x3::kEightLines:
+      if constexpr (kOutputs <= kMostOutputsOfEightLines) return run_tiles<T, kOutputs, 16, 2>(device, conv, stream);
+      return "conv_3x3: tiles of 8 lines are for at most 32 outputs";
     default: return run_tiles<T, kOutputs, 16, 1>(device, conv, stream);
   }
 }

@@ -5,7 +5,7 @@
 //
 // A line that is wider than an image has no halo: the ends of a line take nothing from beside. A wider image is cut into
 // tiles that overlap by two columns. K lies in shared memory as long as a block lives, or arrives with h, 128 bytes of
-// channels at a time, where it is too large; two warpgroups take tiles in turns, and one warp loads.
+// channels at a time, where it is too large. Two warpgroups have tiles, stages and a producer warp each.
 #pragma once
 
 #include "cuda/hopper/fragment.h"
@@ -16,7 +16,7 @@ namespace fastnest::cuda {
 
 using hopper::TensorMap;
 
-constexpr int kThreads3x3 = 288;
+constexpr int kThreads3x3 = 320;
 
 struct Args3x3 {
   const unsigned char* weights;  // packed K
@@ -39,8 +39,8 @@ struct Tile3x3 {
 };
 
 constexpr int shared_3x3(int tile_bytes, int weight_bytes, int chunks, int stages, bool resident) {
-  const int rows = resident ? chunks * weight_bytes + stages * tile_bytes : stages * (weight_bytes + tile_bytes);
-  return 1024 + rows + (2 * stages + (resident ? chunks : 0)) * 8;
+  const int rows = resident ? chunks * weight_bytes + 2 * stages * tile_bytes : 2 * stages * (weight_bytes + tile_bytes);
+  return 1024 + rows + (4 * stages + (resident ? chunks : 0)) * 8;
 }
 
 #if FASTNEST_HOPPER
@@ -108,12 +108,12 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
   FASTNEST_SHARED(shared);
   const Address weights = align_rows(shared_address(shared));
   const int stage_bytes = args.resident ? Tile::kBytes : Tile::kBytes + kPanel;
-  const Address ring = args.resident ? weights + args.chunks * kPanel : weights;
-  const RingBarriers barriers{ring + args.stages * stage_bytes};
-  const Address weights_full = barriers.full(args.stages);
+  const Address rings = args.resident ? weights + args.chunks * kPanel : weights;
+  const RingBarriers all{rings + 2 * args.stages * stage_bytes};
+  const Address weights_full = all.full(2 * args.stages);
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) {
-    barriers.init(args.stages, 1, 4);
+    all.init(2 * args.stages, 1, 4);
     if (args.resident)
       for (int chunk = 0; chunk < args.chunks; ++chunk) init_barrier(weights_full + chunk * 8, 1);
     show_barriers();
@@ -124,20 +124,24 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
   const unsigned tiles = args.tiles;
   const bool halo = args.width > kWidth;
   const int columns = halo ? kWidth - 2 : kWidth;
+  const int group = warp < 8 ? warp / 4 : warp - 8;
+  const RingBarriers barriers{all.full(group * args.stages)};
+  const Address ring = rings + group * args.stages * stage_bytes;
+  const unsigned first_tile = blockIdx.x + group * gridDim.x;
   RingPlace place{args.stages};
-  if (warp == 8) {
+  if (warp >= 8) {
     if (lane != 0) return;
     const auto load_weights = [&](int chunk, Address to, Address full) {
       load_bytes(to, args.weights + int64_t{chunk} * kPanel, full, kPanel);
     };
     prefetch(h);
-    if (args.resident)
+    if (args.resident && group == 0)
       for (int chunk = 0; chunk < args.chunks; ++chunk) {
         arrive_expecting(weights_full + chunk * 8, kPanel);
         load_weights(chunk, weights + chunk * kPanel, weights_full + chunk * 8);
       }
     wait_for_previous();
-    for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    for (unsigned tile = first_tile; tile < tiles; tile += 2 * gridDim.x) {
       const int across = static_cast<int>(tile % args.tiles_across), rest = static_cast<int>(tile / args.tiles_across);
       const int x = halo ? across * columns - 1 : 0, y = rest % args.tiles_down * Tile::kLines - 1;
       for (int chunk = 0; chunk < args.chunks; ++chunk, place.advance()) {
@@ -151,11 +155,10 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
     return;
   }
 
-  const int group = warp / 4, g = lane / 4, t = lane % 4;
+  const int g = lane / 4, t = lane % 4;
   float d[kTall][N / 2];
   bool first = true;
-  place.advance(group * args.chunks);
-  for (unsigned tile = blockIdx.x + group * gridDim.x; tile < tiles; tile += 2 * gridDim.x) {
+  for (unsigned tile = first_tile; tile < tiles; tile += 2 * gridDim.x) {
 #pragma unroll
     for (int m = 0; m < kTall; ++m)
 #pragma unroll
@@ -184,7 +187,6 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
       place.advance();
     }
     first = false;
-    place.advance(args.chunks);  // of the other warpgroup's tile
 
     const int across = static_cast<int>(tile % args.tiles_across), rest = static_cast<int>(tile / args.tiles_across);
     constexpr int kOwn = own_of<T>(kOutputs);

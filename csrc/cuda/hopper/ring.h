@@ -18,7 +18,8 @@ struct RingBarriers {
 };
 
 // Where one is in the ring: the stage, and the parity of the phase in which it is filled. A producer waits for the
-// phase before, which of a barrier that was never used is over.
+// phase before, which of a barrier that was never used is over. Who waits must have waited for the phase before, too:
+// a parity is that of the last phase but one as well. So a stage has the same consumers every time.
 struct RingPlace {
   int stages;
   int stage = 0, parity = 0;

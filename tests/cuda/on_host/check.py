@@ -47,6 +47,7 @@ class Rounding(TorchDispatchMode):
 
     FACTORS = {  # noqa: RUF012  by operator, which of its arguments
         torch.ops.aten.mm: slice(0, 2),
+        torch.ops.aten.convolution: slice(0, 2),
         torch.ops.aten.bmm: slice(0, 2),
         torch.ops.aten.mv: slice(0, 2),
         torch.ops.aten.dot: slice(0, 2),

@@ -272,9 +272,13 @@ void arrive_expecting(Address barrier, int bytes) {
 }
 void wait(Address barrier, int parity, volatile int*, int) {
   const int rank = cluster_rank();
+  // Loads may end in any order: those of this barrier not before a thread would wait in vain, so that one who takes
+  // another phase for its own goes on with what is not there.
+  const auto over = [=] { return barrier_at(barrier, rank).parity != parity; };
   wait_until([=] {
+    if (over()) return true;
     finish_loads(barrier, rank);
-    return barrier_at(barrier, rank).parity != parity;
+    return over();
   });
 }
 void named_barrier(int name, int threads) { meet_at(name, threads); }
