@@ -10,6 +10,7 @@ CHECKS = (
     *("multiply_adds", "load_both_ways", "copies", "shuffles", "clusters", "grids", "slices"),
     *("bfloat16_product", "half_precision_product", "tf32_product", "float32_product", "float32_is_exact"),
     *("infinity_stays_in_float32", "infinity_stays_in_tf32"),
+    *("boxes", "multicast", "warpgroup_products"),
 )
 BROKEN = {
     "barrier_of_some": "threads wait for others that never come",
@@ -21,6 +22,11 @@ BROKEN = {
     "unfinished_copy": "the thread ends before its copies do",
     "too_much_shared_memory": "more shared memory than the device has",
     "cluster_where_there_is_none": "a device without clusters",
+    "barrier_without_init": "a barrier that nobody has initialised",
+    "bytes_that_never_come": "threads wait for others that never come",
+    "load_before_the_launch_before": "the launch before may not have written",
+    "product_not_begun": "a product without begin_products",
+    "unfinished_store": "the thread ends before its stores do",
 }
 ORDERS = ("first", "last")
 
@@ -51,6 +57,7 @@ def test_what_is_broken_ends_the_process(broken, order, layer):
     assert BROKEN[broken] in done.stderr
 
 
-def test_a_missing_barrier_is_seen_in_one_order(layer):
-    ends = [layer("breaks_missing_barrier", order).returncode for order in ORDERS]
+@pytest.mark.parametrize("broken", ["missing_barrier", "unwaited_product"])
+def test_what_is_seen_in_one_order(broken, layer):
+    ends = [layer(f"breaks_{broken}", order).returncode for order in ORDERS]
     assert ends == [0, 1]

@@ -1,7 +1,7 @@
 // The layer on which kernels run here (blocks.cpp), and the products made of it, tested by kernels of a few lines:
 //   layer CHECK first|last   ends with 0 where the check holds in that order of threads; breaks_* have to end badly.
 // Here: the instructions, each by the places of a lane's elements that device.h names; layer_products.cpp,
-// layer_broken.cpp: the rest.
+// layer_hopper.cpp, layer_broken.cpp: the rest.
 #include "layer.h"
 
 #include <cstring>
@@ -203,7 +203,7 @@ const Checks kInstructions = {
 int main(int, char** words) {
   using namespace layer;
   if (!std::strcmp(words[2], "last")) host::order = host::Order::kLastThreadEarlyCopies;
-  for (const Checks& checks : {kInstructions, kProducts, kBroken})
+  for (const Checks& checks : {kInstructions, kProducts, kHopper, kBroken})
     if (const auto found = checks.find(words[1]); found != checks.end()) return found->second() ? 0 : 1;
   std::fprintf(stderr, "no check %s\n", words[1]);
   return 2;

@@ -15,7 +15,7 @@ using namespace fastnest;
 using namespace fastnest::cuda;
 
 using Checks = std::map<std::string, bool (*)()>;
-extern const Checks kInstructions, kProducts, kBroken;
+extern const Checks kInstructions, kProducts, kHopper, kBroken;
 
 inline std::mt19937 generator(7);
 
