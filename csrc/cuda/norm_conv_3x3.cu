@@ -6,19 +6,41 @@ namespace {
 
 using hopper::BoxLayout;
 
-constexpr int kLeastStages = 2, kMostStages = 6;  // of each warpgroup
+constexpr int kMostStages = 6;  // of each warpgroup
 constexpr int kMostOutputsOfEightLines = 32;  // more sums of two times 64 pixels would not fit into registers
+
+// Whether K stays in shared memory, and how many stages each warpgroup then has; 0 where there is no room.
+struct Fit {
+  bool resident;
+  int stages, bytes;
+};
+
+template <class T, int kOutputs, int kWidth, int kTall>
+Fit fit(const Device& device, const PackedLayer& layer) {
+  const auto bytes = [&](int stages, bool resident) {
+    return shared_3x3(Tile3x3<kWidth, kTall>::kBytes, layer.k_bytes(), layer.k_chunks, stages, resident);
+  };
+  Fit fit{bytes(2, true) <= device.shared_bytes, kMostStages, 0};
+  while (fit.stages > 0 && bytes(fit.stages, fit.resident) > device.shared_bytes) --fit.stages;
+  if (fit.stages < kLeastStages<T, kOutputs>) fit.stages = 0;
+  fit.bytes = bytes(fit.stages, fit.resident);
+  return fit;
+}
 
 // The fastest of those measured (benchmarks/results/nvidia-h200-convolutions.json; bfloat16, 128 -> 32 channels, 64
 // images, us of warm calls): 8 lines at 56 x 56 (25.4; 4 lines 27.5), where a multiprocessor has 14 such tiles, 4 lines
 // at 28 x 28 (8.6; 9.2) and 14 x 14 (4.5; 4.7), where it has 4 and 1. Between them: 8.
+template <class T, int kOutputs>
 Shape3x3 chosen(const Device& device, const Conv3x3& conv) {
   constexpr int64_t kTilesEach = 8;
   if (conv.width <= 8) return Shape3x3::kEightColumns;
-  if (conv.layer.k_outputs > kMostOutputsOfEightLines) return Shape3x3::kFourLines;
-  const int64_t across = conv.width <= 16 ? 1 : divide_up(conv.width, 14);
-  const int64_t tiles = conv.images * across * divide_up(conv.height, 8);
-  return tiles >= kTilesEach * device.multiprocessors ? Shape3x3::kEightLines : Shape3x3::kFourLines;
+  if constexpr (kOutputs <= kMostOutputsOfEightLines) {
+    const int64_t across = conv.width <= 16 ? 1 : divide_up(conv.width, 14);
+    const int64_t tiles = conv.images * across * divide_up(conv.height, 8);
+    if (tiles >= kTilesEach * device.multiprocessors && fit<T, kOutputs, 16, 2>(device, conv.layer).stages)
+      return Shape3x3::kEightLines;
+  }
+  return Shape3x3::kFourLines;
 }
 
 template <class T, int kOutputs, int kWidth, int kTall>
@@ -51,22 +73,17 @@ const char* run_tiles(const Device& device, const Conv3x3& conv, void* stream) {
   };
   args.vectors = aligned(conv.y, conv.y_stride) && (!conv.factor || aligned(conv.factor, conv.factor_stride));
   args.note = hopper::wait_note();
-  const auto bytes = [&](int stages) {
-    return shared_3x3(Tile::kBytes, layer.k_bytes(), layer.k_chunks, stages, args.resident);
-  };
-  args.resident = true;
-  if (bytes(kLeastStages) > device.shared_bytes) args.resident = false;
-  int stages = kMostStages;
-  while (stages > 1 && bytes(stages) > device.shared_bytes) --stages;
-  args.stages = stages;
-  Grid grid{tiles < device.multiprocessors ? tiles : device.multiprocessors, kThreads3x3, bytes(stages)};
+  const Fit fitted = fit<T, kOutputs, kWidth, kTall>(device, layer);
+  if (fitted.stages == 0) return "conv_3x3: no room in shared memory for so many lines";
+  args.resident = fitted.resident, args.stages = fitted.stages;
+  Grid grid{tiles < device.multiprocessors ? tiles : device.multiprocessors, kThreads3x3, fitted.bytes};
   grid.overlaps = true;
   return launch(conv_3x3_kernel<T, kOutputs, kWidth, kTall>, grid, stream, h, args);
 }
 
 template <class T, int kOutputs>
 const char* run_outputs(const Device& device, const Conv3x3& conv, void* stream) {
-  switch (conv.shape == Shape3x3::kChosen ? chosen(device, conv) : conv.shape) {
+  switch (conv.shape == Shape3x3::kChosen ? chosen<T, kOutputs>(device, conv) : conv.shape) {
     case Shape3x3::kEightColumns:
       if (conv.width > 8) return "conv_3x3: tiles of 8 columns are for images that are no wider";
       return run_tiles<T, kOutputs, 8, 1>(device, conv, stream);

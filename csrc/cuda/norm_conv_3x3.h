@@ -18,6 +18,10 @@ using hopper::TensorMap;
 
 constexpr int kThreads3x3 = 320;
 
+// Of each warpgroup, which holds one while it waits for the next; of 144 columns of four bytes there is room for one.
+template <class T, int kOutputs>
+constexpr int kLeastStages = sizeof(T) == 4 && kOutputs > 32 ? 1 : 2;
+
 struct Args3x3 {
   const unsigned char* weights;  // packed K
   void* y;
@@ -163,6 +167,7 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
     for (int m = 0; m < kTall; ++m)
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) d[m][i] = 0.0f;
+    int before = 0;
 #pragma unroll 1
     for (int chunk = 0; chunk < args.chunks; ++chunk) {
       if (first && args.resident) wait(weights_full + chunk * 8, 0, args.note, 203);
@@ -180,12 +185,21 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
                 d[m], after(a, (m * Tile::kLinesOf64 + line) * Tile::kLineBytes + step * kStepBytes),
                 after(b, line * kLineOfK + step * kStepBytes), true);
       commit_products();
-      wait_for_products<0>();
-#pragma unroll
-      for (int m = 0; m < kTall; ++m) keep(d[m]);
-      if (lane == 0) arrive(barriers.empty(place.stage));
+      if constexpr (kLeastStages<T, kOutputs> > 1) {
+        // The chunk before is done; this one goes on while the next is waited for.
+        wait_for_products<1>();
+        if (chunk > 0 && lane == 0) arrive(barriers.empty(before));
+        before = place.stage;
+      } else {
+        wait_for_products<0>();
+        if (lane == 0) arrive(barriers.empty(place.stage));
+      }
       place.advance();
     }
+    wait_for_products<0>();
+#pragma unroll
+    for (int m = 0; m < kTall; ++m) keep(d[m]);
+    if (kLeastStages<T, kOutputs> > 1 && lane == 0) arrive(barriers.empty(before));
     first = false;
 
     const int across = static_cast<int>(tile % args.tiles_across), rest = static_cast<int>(tile / args.tiles_across);

@@ -129,7 +129,7 @@ def shapes(kernels: Kernels) -> None:
         for shape, (h, w) in product(SHAPES[kernel], ((9, 8), (5, 37))):
             if shape == "8_columns" and w > 8:
                 continue
-            if shape == "8_lines" and d > 32:  # which has more sums than registers
+            if shape == "8_lines" and d > 32:  # more sums than registers
                 continue
             one = case(2, width, h, w, (d,), (b,))
             kernels.on(*next(turns))
