@@ -4,6 +4,7 @@ What is built lies in build/on_host under names that hold the hash of what it is
 twice.
 """
 
+import dataclasses
 import hashlib
 import os
 import shlex
@@ -19,24 +20,48 @@ BUILT = ROOT / "build/on_host"
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 SANITIZE = "-fsanitize=address,undefined"
 TORCH = Path(torch.__file__).parent
-FLAGS = [
-    *f"-std=c++20 -O1 -g1 {SANITIZE} -fno-sanitize-recover=undefined -fno-omit-frame-pointer -fPIC".split(),
-    *"-fvisibility=hidden -Wall -Wno-unknown-pragmas -DTORCH_TARGET_VERSION=0x020a000000000000ULL".split(),
+PLAIN = [
+    *"-std=c++20 -O1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -DTORCH_TARGET_VERSION=0x020a000000000000ULL".split(),
     # The layer's cuda/device.h before that of csrc.
     *(f"-I{folder}" for folder in (LAYER, ROOT / "csrc", TORCH / "include")),
 ]
+FLAGS = [*PLAIN, *f"-g1 {SANITIZE} -fno-sanitize-recover=undefined -fno-omit-frame-pointer".split()]
 
 
-def ops() -> list[str]:
-    """Those that have kernels in CUDA C++."""
-    return sorted(path.stem.removesuffix("_host") for path in CUDA.glob("*_host.cpp"))
+OF_LIBRARY = [LAYER / name for name in ("blocks.cpp", "hopper.cpp", "library.cpp")]
+AGAINST_TORCH = ("-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A mistake put into a file of csrc/cuda, of which a source there is compiled: old becomes new, once."""
+
+    file: str
+    source: str
+    old: str
+    new: str
+
+    def overlay(self) -> Path:
+        """A folder of includes, to be searched first, in which the file is as it should not be."""
+        text = (CUDA / self.file).read_text()
+        assert text.count(self.old) == 1, f"{self.file} has {text.count(self.old)} times: {self.old}"
+        folder = BUILT / f"fault-{_hash(self, text)}"
+        changed = folder / "cuda" / self.file
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_text(text.replace(self.old, self.new))
+        return folder
 
 
 def build_library() -> Path:
     """A library that torch loads: the kernels in place of the CPU's, and the device that they find (library.cpp)."""
-    layer = [LAYER / name for name in ("blocks.cpp", "hopper.cpp", "library.cpp")]
-    sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*_host.cpp")), *layer]
-    return _link("kernels.so", sources, "-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
+    sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*_host.cpp")), *OF_LIBRARY]
+    return _link("kernels.so", sources, *AGAINST_TORCH)
+
+
+def build_dense_block2d(fault: Fault | None = None) -> Path:
+    """The same of dense_block2d alone, without sanitizers, and with a mistake."""
+    sources = [*sorted(CUDA.glob("norm_conv*.cu")), CUDA / "dense_block2d_host.cpp", *OF_LIBRARY]
+    return _link("dense_block2d.so", sources, *AGAINST_TORCH, flags=PLAIN, fault=fault)
 
 
 def build_layer() -> Path:
@@ -76,16 +101,24 @@ def _make(file: Path, command: list) -> Path:
     return file
 
 
-def _compile(source: Path, common: str) -> Path:
-    file = BUILT / f"{source.name}-{_hash(common, source)}.o"
-    return _make(file, [*CXX, *FLAGS, "-x", "c++", "-c", source, "-o"])
+def _compile(source: Path, common: str, flags: list[str], fault: Fault | None) -> Path:
+    if fault is not None and source.name == fault.source:
+        overlay = fault.overlay()
+        flags = [f"-I{overlay}", *flags]
+        if fault.file == fault.source:
+            source = overlay / "cuda" / source.name
+    file = BUILT / f"{source.name}-{_hash(common, flags, source)}.o"
+    return _make(file, [*CXX, *flags, "-x", "c++", "-c", source, "-o"])
 
 
-def _link(name: str, sources: list[Path], *flags: str) -> Path:
+def _link(
+    name: str, sources: list[Path], *libraries: str, flags: list[str] = FLAGS, fault: Fault | None = None
+) -> Path:
     headers = [*(ROOT / "csrc").rglob("*.h"), *LAYER.rglob("*.h")]
-    common = _hash(_run([*CXX, "--version"]), torch.__version__, FLAGS, *sorted(headers))
+    common = _hash(_run([*CXX, "--version"]), torch.__version__, *sorted(headers))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(source, common), sources))
-    file = BUILT / f"{_hash(*(one.name for one in objects), flags)}-{name}"
+        objects = list(pool.map(lambda source: _compile(source, common, flags, fault), sources))
+    file = BUILT / f"{_hash(*(one.name for one in objects), libraries)}-{name}"
     # Libraries go behind the objects that need them.
-    return _make(file, [*CXX, SANITIZE, *objects, *flags, "-o"])
+    sanitize = [SANITIZE] if flags is FLAGS else []
+    return _make(file, [*CXX, *sanitize, *objects, *libraries, "-o"])

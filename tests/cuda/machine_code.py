@@ -3,7 +3,8 @@
     machine_code.py [FILE.cu|all] [TARGET ...]
 
 prints a table in Markdown with a line for every kernel, and ends with 1 where a kernel spills registers, has more
-shared memory than the part, or leaves its products to other units than tensor cores. A FILE of csrc/cuda and one TARGET
+shared memory than the part, leaves its products to other units than tensor cores, or, on Hopper's layer, loads without
+TMA or waits for each of its products. A FILE of csrc/cuda and one TARGET
 are what test_machine_code.py takes; several are compiled two at a time.
 """
 
@@ -33,7 +34,9 @@ TENSOR_CORE = {
     "Tf32Product": "HMMA.1688.F32.TF32",
     "Float32Product": "HMMA.16816.F32.BF16",
 }
-COLUMNS = ("target", "kernel", "registers", "stack", "spills", "static shared", "tensor core")
+# Kernels on csrc/cuda/hopper take tensor maps. They are for this target alone; compiled for others they only trap.
+HOPPER, TENSOR_MAP = "sm_90a", "CUtensorMap"
+COLUMNS = ("target", "kernel", "registers", "stack", "spills", "static shared", "tensor core", "TMA", "serialized")
 
 
 class Kernel(NamedTuple):
@@ -43,6 +46,9 @@ class Kernel(NamedTuple):
     spills: int  # instructions that read or write local memory
     shared: int  # bytes, static
     tensor_core: int  # instructions
+    tma: int  # loads
+    serialized: int  # warnings that a product waits for the one before (C7510 and on)
+    on_hopper: bool  # takes tensor maps
 
     def wrong(self, target: str) -> list[str]:
         reasons = []
@@ -50,8 +56,13 @@ class Kernel(NamedTuple):
             reasons.append("spills")
         if self.shared > (TARGETS[target] + OF_SYSTEM) * 1024:
             reasons.append(f"more shared memory than {TARGETS[target]} KiB")
-        if "Product" in self.name and not self.tensor_core:
+        multiplies = target == HOPPER if self.on_hopper else "Product" in self.name
+        if multiplies and not self.tensor_core:
             reasons.append("no tensor cores")
+        if self.on_hopper and target == HOPPER and not self.tma:
+            reasons.append("no TMA")
+        if self.serialized:
+            reasons.append("products wait for each other")
         return reasons
 
 
@@ -79,7 +90,7 @@ def said_by(*command: object, given: str | None = None) -> str:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, input=given)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def compiled(source: str | Path, target: str) -> list[Kernel]:
@@ -87,22 +98,24 @@ def compiled(source: str | Path, target: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.o"
         arch = f"-gencode=arch={target.replace('sm', 'compute')},code={target}"
-        said_by(home() / "bin/nvcc", *FLAGS, f"-I{ROOT / 'csrc'}", arch, "-c", SOURCES / source, "-o", file)
+        said = said_by(home() / "bin/nvcc", *FLAGS, f"-I{ROOT / 'csrc'}", arch, "-c", SOURCES / source, "-o", file)
         usage = said_by(tool("cuobjdump"), "--dump-resource-usage", file)
         code = said_by(tool("cuobjdump"), "-sass", file)
-    return sorted(_kernels(usage, code))
+    return sorted(_kernels(usage, code, said))
 
 
-def _kernels(usage: str, code: str) -> list[Kernel]:
+def _kernels(usage: str, code: str, said: str) -> list[Kernel]:
     instructions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function :|\Z)", code, re.DOTALL))
     found = []
     for mangled, used in re.findall(r"Function (\w+):\s*(REG:.*)", usage):
         numbers = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", used)}
         name, body = _plain(mangled), instructions[mangled]
-        wanted = next((one for key, one in TENSOR_CORE.items() if key in name), "HMMA")
+        on_hopper = TENSOR_MAP in mangled
+        wanted = "HGMMA" if on_hopper else next((one for key, one in TENSOR_CORE.items() if key in name), "HMMA")
         spills = len(re.findall(r"\b(?:LDL|STL)\b", body))
         stack = numbers["STACK"] + numbers["LOCAL"]
-        found.append(Kernel(name, numbers["REG"], stack, spills, numbers["SHARED"], body.count(wanted)))
+        counts = body.count(wanted), body.count("UTMALDG"), len(re.findall(rf"\(C75\d\d\).*{mangled}", said))
+        found.append(Kernel(name, numbers["REG"], stack, spills, numbers["SHARED"], *counts, on_hopper))
     return found
 
 
@@ -124,7 +137,7 @@ def _end_of_name(name: str) -> int:
 
 def table(kernels: list[tuple[str, Kernel]]) -> str:
     lines = [COLUMNS, tuple("---" if column in COLUMNS[:2] else "--:" for column in COLUMNS)]
-    lines += [(target, f"`{kernel.name}`", *map(str, kernel[1:])) for target, kernel in kernels]
+    lines += [(target, f"`{kernel.name}`", *map(str, kernel[1:-1])) for target, kernel in kernels]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for GPUs that are not here: no warning, no spill, shared memory that fits, tensor cores."""
+"""The CUDA kernels compiled for GPUs that are not here: no warning, no spill, shared memory that fits, tensor cores, TMA."""
 
 import pytest
 from cuda import machine_code
@@ -34,6 +34,40 @@ def test_what_is_broken_is_found(tmp_path):
     assert kernel.wrong("sm_90a") == ["spills", "no tensor cores"]
     assert kernel._replace(stack=0, spills=0, tensor_core=1).wrong("sm_90a") == []
     assert kernel._replace(shared=229 * 1024).wrong("sm_90a")[1:2] == ["more shared memory than 227 KiB"]
+
+
+# A call makes ptxas wait for every product.
+SERIALIZED = """
+#include <cstdio>
+#include "cuda/hopper/fragment.h"
+using namespace fastnest;
+using namespace fastnest::cuda::hopper;
+__global__ void calling_kernel(const __grid_constant__ TensorMap map, float* d) {
+#if FASTNEST_HOPPER
+  float sums[24] = {};
+  begin_products();
+  Product<BFloat16, 48>::from_shared(sums, rows_at(0), rows_at(1024), true);
+  Product<BFloat16, 48>::from_shared(sums, rows_at(32), rows_at(1056), true);
+  commit_products();
+  wait_for_products<0>();
+  keep(sums);
+  if (sums[0] > 1) printf("large");
+  d[threadIdx.x] = sums[0];
+#endif
+}
+"""
+
+
+@needs_nvcc
+def test_a_kernel_on_hopper_without_its_units_is_found(tmp_path):
+    (tmp_path / "serialized.cu").write_text(SERIALIZED)
+    (kernel,) = machine_code.compiled(tmp_path / "serialized.cu", "sm_90a")
+    assert kernel.tensor_core == 2
+    assert kernel.wrong("sm_90a") == ["no TMA", "products wait for each other"]
+    (kernel,) = machine_code.compiled(tmp_path / "serialized.cu", "sm_80")
+    assert kernel.on_hopper
+    assert kernel.wrong("sm_80") == []
+    assert kernel.wrong("sm_90a") == ["no tensor cores", "no TMA"]
 
 
 @needs_nvcc

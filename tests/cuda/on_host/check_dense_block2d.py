@@ -44,6 +44,7 @@ CASES = (
     case(1, 40, 9, 30, (48,), (192,)),
     case(1, 1000, 3, 9, (32,), (128,)),
     case(2, 3, 4, 10, (5, 1, 7), (7, 50, 3), dropout=True),
+    case(1, 8, 40, 40, (8,), (16,)),  # more tiles of a multiprocessor than stages
 )
 SHAPES = {"1x1": ("resident", "streamed", "split"), "3x3": ("4_lines", "8_lines", "8_columns")}
 # Of one layer, for every shape: channels, bottleneck, growth.
@@ -63,6 +64,14 @@ def outputs(kernels: Kernels) -> None:
     """Every case, by turns on one, three and many multiprocessors and in both orders of threads."""
     for one, turn in zip(CASES, cycle(TURNS), strict=False):
         kernels.on(*turn)
+        check(kernels, one, by_op(one, kernels.dtype))
+
+
+def few(kernels: Kernels) -> None:
+    """A few cases on few multiprocessors, for kernels with a mistake."""
+    torch.full((1 << 20,), float("nan"))  # what is allocated next holds NaN, where no sanitizer sees to it
+    for one, last_thread_first in product((*CASES[1:3], CASES[-1]), (False, True)):
+        kernels.on(SMALL_H100, last_thread_first)
         check(kernels, one, by_op(one, kernels.dtype))
 
 
