@@ -50,10 +50,8 @@ STABLE_TORCH_LIBRARY(fastnest, m) {
       "Tensor[] norm2_var, float eps) -> Tensor");
   m.def(
       "dense_block2d_packed_forward(Tensor x, Tensor packed, int[] hidden, int[] growth, Tensor[]? dropout) -> Tensor");
-  m.def(
-      "norm_conv_1x1(Tensor x, int channels, Tensor packed, int hidden, int growth, str shape) -> Tensor");
-  m.def(
-      "conv_3x3(Tensor h, Tensor packed, int channels, int growth, Tensor(a!) y, int first, str shape) -> ()");
+  m.def("norm_conv_1x1(Tensor x, int channels, Tensor packed, int hidden, int growth, str shape) -> Tensor");
+  m.def("conv_3x3(Tensor h, Tensor packed, int channels, int growth, Tensor(a!) y, int first, str shape) -> ()");
   m.def(
       "bottleneck2d_forward(Tensor x, Tensor[] conv, Tensor[]? conv_bias, Tensor[]? norm_weight, Tensor[]? norm_bias, "
       "Tensor[]? norm_mean, Tensor[]? norm_var, Tensor? projection, Tensor? projection_bias, int stride, float eps, "

@@ -21,7 +21,8 @@ CXX = shlex.split(os.environ.get("CXX", "g++"))
 SANITIZE = "-fsanitize=address,undefined"
 TORCH = Path(torch.__file__).parent
 PLAIN = [
-    *"-std=c++20 -O1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -DTORCH_TARGET_VERSION=0x020a000000000000ULL".split(),
+    *"-std=c++20 -O1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas".split(),
+    "-DTORCH_TARGET_VERSION=0x020a000000000000ULL",
     # The layer's cuda/device.h before that of csrc.
     *(f"-I{folder}" for folder in (LAYER, ROOT / "csrc", TORCH / "include")),
 ]

@@ -19,6 +19,13 @@ int64_t pixel_stride(const Tensor& x) {
 
 int64_t pixels_in(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3); }
 
+// As check_launch, and what a kernel before said when it waited in vain: nothing can be launched after that.
+void check_convolution(const char* why_not) {
+  const char* const note = why_not ? hopper_note() : nullptr;
+  STD_TORCH_CHECK(note == nullptr, "fastnest: a kernel of dense_block2d ended with an error: ", note);
+  check_launch(why_not);
+}
+
 void check_element(const Tensor& x) {
   STD_TORCH_CHECK(element_of(x) != Element::kFloat32 || tf32_is_asked_for(),
                   "fastnest: these kernels multiply float32 by TF32, which torch does not allow");
@@ -33,8 +40,8 @@ struct Lists {
 LayerToPack layer_to_pack(Element element, const Lists& lists, size_t i) {
   const Tensor &b = lists.conv1[i], &k = lists.conv2[i];
   LayerToPack one{};
-  one.layer = packed_layer(element, static_cast<int>(b.size(1)), static_cast<int>(b.size(0)),
-                           static_cast<int>(k.size(0)));
+  one.layer =
+      packed_layer(element, static_cast<int>(b.size(1)), static_cast<int>(b.size(0)), static_cast<int>(k.size(0)));
   STD_TORCH_CHECK(one.layer.b <= kMostHidden && one.layer.d <= kMostGrowth, "fastnest: dense_block2d_pack: layer ", i,
                   " must hide at most ", kMostHidden, " channels and grow by at most ", kMostGrowth, ", got ",
                   one.layer.b, " and ", one.layer.d);
@@ -52,9 +59,10 @@ Tensor pack(Tensor like, List conv1, List conv2, List norm1_weight, List norm1_b
             List norm2_weight, List norm2_bias, List norm2_mean, List norm2_var, double eps) {
   const OnGpu gpu(like.get_device_index());
   check_element(like);
-  const Lists lists{conv1, conv2,
-                    {&norm1_weight, &norm1_bias, &norm1_mean, &norm1_var, &norm2_weight, &norm2_bias, &norm2_mean,
-                     &norm2_var}};
+  const Lists lists{
+      conv1,
+      conv2,
+      {&norm1_weight, &norm1_bias, &norm1_mean, &norm1_var, &norm2_weight, &norm2_bias, &norm2_mean, &norm2_var}};
   std::vector<LayerToPack> layers;
   int64_t bytes = 0;
   for (size_t i = 0; i < conv2.size(); ++i) {
@@ -106,8 +114,8 @@ Tensor packed_forward(Tensor x, Tensor packed, std::vector<int64_t> hidden, std:
   int64_t channels = x.size(1), most_hidden = 0, bytes = 0;
   std::vector<Layer> layers;
   for (size_t i = 0; i < growth.size(); ++i) {
-    const auto layer = packed_layer(element, static_cast<int>(channels), static_cast<int>(hidden[i]),
-                                    static_cast<int>(growth[i]));
+    const auto layer =
+        packed_layer(element, static_cast<int>(channels), static_cast<int>(hidden[i]), static_cast<int>(growth[i]));
     layers.push_back({layer, static_cast<const unsigned char*>(packed.const_data_ptr()) + bytes});
     channels += growth[i], bytes += layer.end, most_hidden = std::max<int64_t>(most_hidden, layer.hidden);
   }
@@ -122,19 +130,21 @@ Tensor packed_forward(Tensor x, Tensor packed, std::vector<int64_t> hidden, std:
   for (size_t i = 0; i < layers.size(); ++i) {
     NormConv1x1 first = first_of(layers[i], y, h.mutable_data_ptr(), Shape1x1::kChosen);
     first.x_stride = channels;
-    check_launch(norm_conv_1x1(first, gpu.stream));
+    check_convolution(norm_conv_1x1(first, gpu.stream));
     Conv3x3 second = second_of(layers[i], y, h.const_data_ptr(), channel_of(y, c), channels, Shape3x3::kChosen);
     if (!masks.empty()) second.factor = masks[i].const_data_ptr(), second.factor_stride = pixel_stride(masks[i]);
-    check_launch(conv_3x3(second, gpu.stream));
+    check_convolution(conv_3x3(second, gpu.stream));
     c += growth[i];
   }
   return y;
 }
 
-std::tuple<Tensor, List, Tensor, Tensor, List, List> forward(
-    Tensor x, OptionalList conv1, List conv2, List norm1_weight, List norm1_bias, OptionalList norm1_mean,
-    OptionalList norm1_var, OptionalList norm2_weight, OptionalList norm2_bias, OptionalList norm2_mean,
-    OptionalList norm2_var, OptionalList dropout, double eps, bool save) {
+std::tuple<Tensor, List, Tensor, Tensor, List, List> forward(Tensor x, OptionalList conv1, List conv2,
+                                                             List norm1_weight, List norm1_bias,
+                                                             OptionalList norm1_mean, OptionalList norm1_var,
+                                                             OptionalList norm2_weight, OptionalList norm2_bias,
+                                                             OptionalList norm2_mean, OptionalList norm2_var,
+                                                             OptionalList dropout, double eps, bool save) {
   STD_TORCH_CHECK(conv1 && norm1_mean && !save,
                   "fastnest: dense_block2d's kernels in CUDA C++ are for evaluation, of layers with conv1");
   std::vector<int64_t> hidden, growth;
@@ -158,25 +168,26 @@ Shape shape_named(const std::string& name, const char* const (&names)[kCount]) {
 Tensor only_1x1(Tensor x, int64_t channels, Tensor packed, int64_t hidden, int64_t growth, std::string shape) {
   const OnGpu gpu(x.get_device_index());
   check_element(x);
-  const auto layer = packed_layer(element_of(x), static_cast<int>(channels), static_cast<int>(hidden),
-                                  static_cast<int>(growth));
+  const auto layer =
+      packed_layer(element_of(x), static_cast<int>(channels), static_cast<int>(hidden), static_cast<int>(growth));
   const Layer one{layer, static_cast<const unsigned char*>(packed.const_data_ptr())};
   Tensor h = empty_image_like(x, layer.hidden);
   constexpr const char* kNames[] = {"", "resident", "streamed", "split"};
-  check_launch(norm_conv_1x1(first_of(one, x, h.mutable_data_ptr(), shape_named<Shape1x1>(shape, kNames)), gpu.stream));
+  check_convolution(
+      norm_conv_1x1(first_of(one, x, h.mutable_data_ptr(), shape_named<Shape1x1>(shape, kNames)), gpu.stream));
   return h;
 }
 
 void only_3x3(Tensor h, Tensor packed, int64_t channels, int64_t growth, Tensor y, int64_t first, std::string shape) {
   const OnGpu gpu(h.get_device_index());
   check_element(h);
-  const auto layer = packed_layer(element_of(h), static_cast<int>(channels), static_cast<int>(h.size(1)),
-                                  static_cast<int>(growth));
+  const auto layer =
+      packed_layer(element_of(h), static_cast<int>(channels), static_cast<int>(h.size(1)), static_cast<int>(growth));
   const Layer one{layer, static_cast<const unsigned char*>(packed.const_data_ptr())};
   constexpr const char* kNames[] = {"", "8_lines", "4_lines", "8_columns"};
-  check_launch(conv_3x3(second_of(one, h, h.const_data_ptr(), channel_of(y, first), pixel_stride(y),
-                                  shape_named<Shape3x3>(shape, kNames)),
-                        gpu.stream));
+  check_convolution(conv_3x3(second_of(one, h, h.const_data_ptr(), channel_of(y, first), pixel_stride(y),
+                                       shape_named<Shape3x3>(shape, kNames)),
+                             gpu.stream));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <unordered_map>
 
 #include "common/element.h"
 #include "cuda/launch.h"
@@ -171,10 +172,13 @@ FASTNEST_DEVICE float4 load_from_cluster(const float4* own, int rank) {
 
 // Launches.
 
+// Asked once per thread and device: five questions at every launch would cost more than the launch.
 inline Device current_device() {
+  thread_local std::unordered_map<int, Device> known;
   int device = 0, major = 0, minor = 0;
-  Device facts{};
   cudaGetDevice(&device);
+  Device& facts = known[device];
+  if (facts.multiprocessors) return facts;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device);
@@ -184,13 +188,25 @@ inline Device current_device() {
   return facts;
 }
 
+// Lets a kernel have that much shared memory; more than the first 48 KB have to be asked for, once per thread and
+// device.
+inline cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
+  constexpr int kWithoutAsking = 48 << 10;
+  if (bytes <= kWithoutAsking) return cudaSuccess;
+  thread_local std::unordered_map<int, std::unordered_map<const void*, int>> allowed;
+  int device = 0;
+  cudaGetDevice(&device);
+  int& most = allowed[device][kernel];
+  if (bytes <= most) return cudaSuccess;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) most = bytes;
+  return error;
+}
+
 // Null, or why it could not be launched.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, const Arguments&... arguments) {
-  constexpr int kWithoutAsking = 48 << 10;
-  cudaError_t error = cudaSuccess;
-  if (grid.shared_bytes > kWithoutAsking)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+  cudaError_t error = allow_shared_bytes(reinterpret_cast<const void*>(kernel), grid.shared_bytes);
   if (error == cudaSuccess) {
     cudaLaunchAttribute attributes[2] = {};
     int count = 0;

@@ -20,12 +20,12 @@ constexpr int bytes_of(Element element) { return element == Element::kFloat32 ? 
 // Where a layer's weights and norms lie, in bytes from its first. Rows of 128 bytes are swizzled (hopper/fragment.h).
 struct PackedLayer {
   int c, b, d;
-  int row_channels;               // 64 of two bytes, 32 of four
-  int b_chunks, k_chunks;         // rows of channels that B and K read
-  int b_outputs, k_outputs;       // b and d, rounded up to what a product has: 64, 128, 192 and 16, 32, 48
-  int64_t k, norm1, norm2, end;   // B: [b_chunks, b_outputs rows]; K: [k_chunks, 3, 3 k_outputs rows]; floats
-  int hidden;                     // channels of h: b rounded up to 16 bytes
-  constexpr int b_bytes() const { return b_outputs * 128; }      // of a chunk
+  int row_channels;              // 64 of two bytes, 32 of four
+  int b_chunks, k_chunks;        // rows of channels that B and K read
+  int b_outputs, k_outputs;      // b and d, rounded up to what a product has: 64, 128, 192 and 16, 32, 48
+  int64_t k, norm1, norm2, end;  // B: [b_chunks, b_outputs rows]; K: [k_chunks, 3, 3 k_outputs rows]; floats
+  int hidden;                    // channels of h: b rounded up to 16 bytes
+  constexpr int b_bytes() const { return b_outputs * 128; }  // of a chunk
   constexpr int k_bytes() const { return 9 * k_outputs * 128; }
 };
 
@@ -69,7 +69,7 @@ enum class Shape3x3 { kChosen, kEightLines, kFourLines, kEightColumns };
 
 struct NormConv1x1 {
   Element element;
-  const void* x;     // [pixels, c], x_stride elements apart; only its first c channels are read as numbers
+  const void* x;  // [pixels, c], x_stride elements apart; only its first c channels are read as numbers
   int64_t x_stride;
   int64_t pixels;
   const void* packed;  // the layer's

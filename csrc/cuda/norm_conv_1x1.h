@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
   unsigned char* const base = shared + (weights - shared_address(shared));
   const Shared1x1 at = shared_1x1(args.chunks * kPanel + 2 * args.stages * kTileBytes, args.chunks, kNormFloats<T>, N,
                                   4 * args.stages + args.chunks);
-  float *const norm1 = reinterpret_cast<float*>(base + at.norm1), *const norm2 = reinterpret_cast<float*>(base + at.norm2);
+  float *const norm1 = reinterpret_cast<float*>(base + at.norm1), *const norm2 =
+                                                                      reinterpret_cast<float*>(base + at.norm2);
   const RingBarriers barriers{weights + at.barriers};
   const Address weights_full = barriers.full(2 * args.stages);
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % 32;
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
 constexpr int kSumBarrier = 1;  // named
 
 template <class T, int N, int kTall, int kSplits, int kBlocks>
-__global__ void __launch_bounds__(kTall* kSplits * 128 + 128, kBlocks)
+__global__ void __launch_bounds__(kTall * kSplits * 128 + 128, kBlocks)
     norm_conv_1x1_streamed_kernel(const __grid_constant__ TensorMap x, const Args1x1 args) {
 #if FASTNEST_HOPPER
   constexpr int kGroups = kTall * kSplits, kThreads = kGroups * 128 + 128, kPanel = N * kRowBytes;
@@ -187,9 +188,9 @@ __global__ void __launch_bounds__(kTall* kSplits * 128 + 128, kBlocks)
   FASTNEST_SHARED(shared);
   const Address ring = align_rows(shared_address(shared));
   unsigned char* const base = shared + (ring - shared_address(shared));
-  const Shared1x1 at =
-      shared_1x1(args.stages * kStage, args.chunks, kNormFloats<T>, args.outputs, 2 * args.stages);
-  float *const norm1 = reinterpret_cast<float*>(base + at.norm1), *const norm2 = reinterpret_cast<float*>(base + at.norm2);
+  const Shared1x1 at = shared_1x1(args.stages * kStage, args.chunks, kNormFloats<T>, args.outputs, 2 * args.stages);
+  float *const norm1 = reinterpret_cast<float*>(base + at.norm1), *const norm2 =
+                                                                      reinterpret_cast<float*>(base + at.norm2);
   const RingBarriers barriers{ring + at.barriers};
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) {
@@ -201,14 +202,16 @@ __global__ void __launch_bounds__(kTall* kSplits * 128 + 128, kBlocks)
   __syncthreads();
   let_next_start();
 
-  const int first_row = static_cast<int>(blockIdx.x) * kTall * kTilePixels, first_output = static_cast<int>(blockIdx.y) * N;
+  const int first_row = static_cast<int>(blockIdx.x) * kTall * kTilePixels,
+            first_output = static_cast<int>(blockIdx.y) * N;
   if (warp >= kGroups * 4) {
     give_registers<kProducer>();
     if (warp > kGroups * 4 || lane != 0) return;
     const auto load_weights = [&](int chunk, int stage) {
       arrive_expecting(barriers.full(stage), kStage);
       load_bytes(ring + stage * kStage + kTall * kTileBytes,
-                 args.weights + (int64_t{chunk} * args.outputs + first_output) * kRowBytes, barriers.full(stage), kPanel);
+                 args.weights + (int64_t{chunk} * args.outputs + first_output) * kRowBytes, barriers.full(stage),
+                 kPanel);
     };
     // Weights do not depend on the launch before.
     const int early = min(args.stages, args.chunks);

@@ -6,7 +6,7 @@ namespace {
 
 using hopper::BoxLayout;
 
-constexpr int kMostStages = 6;  // of each warpgroup
+constexpr int kMostStages = 6;                // of each warpgroup
 constexpr int kMostOutputsOfEightLines = 32;  // more sums of two times 64 pixels would not fit into registers
 
 // Whether K stays in shared memory, and how many stages each warpgroup then has; 0 where there is no room.

@@ -3,9 +3,9 @@
 // further is a multiple of 1024 bytes and one descriptor away; the three columns of K are outputs of the same product,
 // and what belongs to the pixel beside is handed over in registers, where a warp's 16 rows are one line or two.
 //
-// A line that is wider than an image has no halo: the ends of a line take nothing from beside. A wider image is cut into
-// tiles that overlap by two columns. K lies in shared memory as long as a block lives, or arrives with h, 128 bytes of
-// channels at a time, where it is too large. Two warpgroups have tiles, stages and a producer warp each.
+// A line that is wider than an image has no halo: the ends of a line take nothing from beside. A wider image is cut
+// into tiles that overlap by two columns. K lies in shared memory as long as a block lives, or arrives with h, 128
+// bytes of channels at a time, where it is too large. Two warpgroups have tiles, stages and a producer warp each.
 #pragma once
 
 #include "cuda/hopper/fragment.h"
@@ -43,7 +43,8 @@ struct Tile3x3 {
 };
 
 constexpr int shared_3x3(int tile_bytes, int weight_bytes, int chunks, int stages, bool resident) {
-  const int rows = resident ? chunks * weight_bytes + 2 * stages * tile_bytes : 2 * stages * (weight_bytes + tile_bytes);
+  const int rows =
+      resident ? chunks * weight_bytes + 2 * stages * tile_bytes : 2 * stages * (weight_bytes + tile_bytes);
   return 1024 + rows + (4 * stages + (resident ? chunks : 0)) * 8;
 }
 
@@ -94,10 +95,8 @@ struct Outputs {
   }
   template <int kWords>
   static FASTNEST_DEVICE void move(T* to, const T* from) {
-    if constexpr (kWords == 4)
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-    else
-      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
+    if constexpr (kWords == 4) *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    else *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
   }
 };
 
@@ -181,9 +180,9 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
         for (int step = 0; step < kSteps; ++step)
 #pragma unroll
           for (int m = 0; m < kTall; ++m)
-            Product<T, N>::from_shared(
-                d[m], after(a, (m * Tile::kLinesOf64 + line) * Tile::kLineBytes + step * kStepBytes),
-                after(b, line * kLineOfK + step * kStepBytes), true);
+            Product<T, N>::from_shared(d[m],
+                                       after(a, (m * Tile::kLinesOf64 + line) * Tile::kLineBytes + step * kStepBytes),
+                                       after(b, line * kLineOfK + step * kStepBytes), true);
       commit_products();
       if constexpr (kLeastStages<T, kOutputs> > 1) {
         // The chunk before is done; this one goes on while the next is waited for.
@@ -228,10 +227,8 @@ __global__ void __launch_bounds__(kThreads3x3, 1)
         }
         const int output = part * 4 * kOwn + t * kOwn, line = m * Tile::kLinesOf64 + warp % 4 * (16 / kWidth);
         store(upper, line, g, output);
-        if constexpr (kWidth == 16)
-          store(lower, line, g + 8, output);
-        else
-          store(lower, line + 1, g, output);
+        if constexpr (kWidth == 16) store(lower, line, g + 8, output);
+        else store(lower, line + 1, g, output);
       }
   }
 #else

@@ -31,8 +31,7 @@ const char* copy_pixels(Element element, const void* x, int64_t x_stride, void* 
   const int64_t in_parts = 16 / bytes;
   const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(y) % 16 == 0 &&
                        x_stride % in_parts == 0 && y_stride % in_parts == 0 && channels % in_parts == 0;
-  if (aligned)
-    return copy<uint4>(x, x_stride / in_parts, y, y_stride / in_parts, pixels, channels / in_parts, stream);
+  if (aligned) return copy<uint4>(x, x_stride / in_parts, y, y_stride / in_parts, pixels, channels / in_parts, stream);
   if (bytes == 4) return copy<uint32_t>(x, x_stride, y, y_stride, pixels, channels, stream);
   return copy<uint16_t>(x, x_stride, y, y_stride, pixels, channels, stream);
 }

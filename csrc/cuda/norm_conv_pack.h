@@ -24,10 +24,8 @@ FASTNEST_DEVICE void pack_piece(void* to, const Weight& weight) {
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    if constexpr (sizeof(T) == 4)
-      words[i] = to_tf32(weight(i));
-    else
-      words[i] = pack<T>(weight(2 * i), weight(2 * i + 1));
+    if constexpr (sizeof(T) == 4) words[i] = to_tf32(weight(i));
+    else words[i] = pack<T>(weight(2 * i), weight(2 * i + 1));
   *static_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
 }
 
@@ -61,9 +59,9 @@ __global__ void __launch_bounds__(kPackThreads) pack_layers_kernel(const __grid_
   pack_rows<T>(to + layer.k, layer.k_chunks, 9 * layer.k_outputs, thread, threads, [&](int channel, int row) {
     const int output = output_of(k_own, row % layer.k_outputs), tap = row / layer.k_outputs;
     if (channel >= layer.b || output >= layer.d) return 0.0f;
-    return element_at(one.k_weight, one.k_element,
-                      output * one.k_stride[0] + channel * one.k_stride[1] + tap / 3 * one.k_stride[2] +
-                          tap % 3 * one.k_stride[3]);
+    return element_at(
+        one.k_weight, one.k_element,
+        output * one.k_stride[0] + channel * one.k_stride[1] + tap / 3 * one.k_stride[2] + tap % 3 * one.k_stride[3]);
   });
 
   const auto scale = [&](const float* weight, const float* var, int i) { return weight[i] / sqrtf(var[i] + all.eps); };

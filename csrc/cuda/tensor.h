@@ -25,8 +25,7 @@ inline Tensor empty_image_like(const Tensor& x, int64_t channels) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, sizes, strides, dtype, device, x.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, strides, dtype, device, x.get_device_index(), &handle));
   return Tensor(handle);
 }
 

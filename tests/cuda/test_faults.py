@@ -9,37 +9,36 @@ import pytest
 from on_host import Fault
 
 CHECK = Path(__file__).parent / "on_host/check_dense_block2d.py"
-OF_1X1, OF_3X3 = "norm_conv_1x1.h", "norm_conv_3x3.h"
+PACK, FIRST, SECOND = (f"norm_conv_{name}.cu" for name in ("pack", "1x1", "3x3"))
 FAULTS = {
     "pieces of a row not swizzled where they are read": Fault(
-        "hopper/fragment.h", "norm_conv_1x1.cu", "((step * 2 + lane / 16) ^ lane % 8) * 16", "(step * 2 + lane / 16) * 16"
+        "hopper/fragment.h", FIRST, "((step * 2 + lane / 16) ^ lane % 8) * 16", "(step * 2 + lane / 16) * 16"
     ),
     "pieces of a row not swizzled where they are packed": Fault(
-        "norm_conv_pack.h", "norm_conv_pack.cu", "piece = i % kPieces ^ row % kRowsOfSwizzle", "piece = i % kPieces"
+        "norm_conv_pack.h", PACK, "piece = i % kPieces ^ row % kRowsOfSwizzle", "piece = i % kPieces"
     ),
     "a descriptor's rows too near": Fault(
-        "hopper/fragment.h", "norm_conv_3x3.cu", "kUnused = Descriptor{1} << 16", "kUnused = Descriptor{1} << 32"
+        "hopper/fragment.h", SECOND, "kUnused = Descriptor{1} << 16", "kUnused = Descriptor{1} << 32"
     ),
-    "lines of K upside down": Fault(OF_3X3, "norm_conv_3x3.cu", "kLinesOf64 + line)", "kLinesOf64 + 2 - line)"),
-    "columns of K exchanged": Fault(OF_3X3, "norm_conv_3x3.cu", "const float2 before = beside<kWidth, -1>",
-                                    "const float2 before = beside<kWidth, +1>"),
+    "lines of K upside down": Fault("norm_conv_3x3.h", SECOND, "kLinesOf64 + line)", "kLinesOf64 + 2 - line)"),
+    "columns of K exchanged": Fault(
+        "norm_conv_3x3.h", SECOND, "float2 before = beside<kWidth, -1>", "float2 before = beside<kWidth, +1>"
+    ),
     "a stage read in the wrong phase": Fault(
-        OF_3X3, "norm_conv_3x3.cu", "wait(barriers.full(place.stage), place.parity,", "wait(barriers.full(place.stage), 1,"
+        "norm_conv_3x3.h", SECOND, "place.parity, args.note, 202", "1, args.note, 202"
     ),
     "a stage filled in the wrong phase": Fault(
-        OF_1X1, "norm_conv_1x1.cu", "place.parity ^ 1, args.note, 101", "1, args.note, 101"
+        "norm_conv_1x1.h", FIRST, "place.parity ^ 1, args.note, 101", "1, args.note, 101"
     ),
     "sums read before they are there": Fault(
-        OF_1X1, "norm_conv_1x1.cu", "wait_for_products<0>();", "wait_for_products<1>();"
+        "norm_conv_1x1.h", FIRST, "wait_for_products<0>();", "wait_for_products<1>();"
     ),
-    "no wait for the launch before": Fault(
-        OF_3X3, "norm_conv_3x3.cu", "    wait_for_previous();\n", ""
+    "no wait for the launch before": Fault("norm_conv_3x3.h", SECOND, "    wait_for_previous();\n", ""),
+    "channels behind the prefix": Fault(FIRST, FIRST, "{layer.c, conv.pixels}", "{conv.x_stride, conv.pixels}"),
+    "rows of an output exchanged": Fault(
+        "norm_conv_3x3.h", SECOND, "store(lower, line, g + 8", "store(upper, line, g + 8"
     ),
-    "channels behind the prefix": Fault(
-        "norm_conv_1x1.cu", "norm_conv_1x1.cu", ".sizes = {layer.c, conv.pixels}", ".sizes = {conv.x_stride, conv.pixels}"
-    ),
-    "rows of an output exchanged": Fault(OF_3X3, "norm_conv_3x3.cu", "store(lower, line, g + 8", "store(upper, line, g + 8"),
-}  # fmt: skip
+}
 
 
 def run(library: Path) -> subprocess.CompletedProcess:

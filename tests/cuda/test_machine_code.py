@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for GPUs that are not here: no warning, no spill, shared memory that fits, tensor cores, TMA."""
+"""The CUDA kernels compiled for GPUs that are not here: no warning, no spill, and the units that they are meant for."""
 
 import pytest
 from cuda import machine_code

@@ -14,7 +14,9 @@ CHECKS += [("precision", "tf32")]
 RUNS = [("check.py", check, op, dtype) for op in CHAINS for check, dtype in CHECKS]
 # For evaluation alone.
 DENSE_BLOCK2D = [(check, dtype) for check in ("outputs", "shapes") for dtype in ("tf32", "bfloat16", "float16")]
-DENSE_BLOCK2D += [(check, dtype) for check in ("layouts", "nan_and_infinity", "repeats") for dtype in ("tf32", "bfloat16")]
+DENSE_BLOCK2D += [
+    (check, dtype) for check in ("layouts", "nan_and_infinity", "repeats") for dtype in ("tf32", "bfloat16")
+]
 RUNS += [("check_dense_block2d.py", *one) for one in DENSE_BLOCK2D]
 
 

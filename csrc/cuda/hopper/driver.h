@@ -1,5 +1,5 @@
-// What the host side asks of CUDA: tensor maps, which the driver encodes, and memory for a note that outlives a trap. The
-// driver's function is asked of the runtime, so that nothing links libcuda.
+// What the host side asks of CUDA: tensor maps, which the driver encodes, and memory for a note that outlives a trap.
+// The driver's function is asked of the runtime, so that nothing links libcuda.
 //
 // tests/cuda/on_host has another file of this name.
 #pragma once

@@ -101,8 +101,8 @@ FASTNEST_DEVICE void norm_relu(uint32_t (&a)[kSteps][4], const float* norm, int 
   }
 }
 
-// Outputs of a product in an order in which a thread's own channels lie side by side: own_of of each group of four times
-// as many, 16 bytes where that divides the outputs. Column n of a product has output output_of(own, n).
+// Outputs of a product in an order in which a thread's own channels lie side by side: own_of of each group of four
+// times as many, 16 bytes where that divides the outputs. Column n of a product has output output_of(own, n).
 template <class T>
 constexpr int own_of(int outputs) {
   return sizeof(T) == 2 && outputs % 32 == 0 ? 8 : 4;

@@ -50,11 +50,10 @@ FASTNEST_DEVICE void arrive_expecting(Address barrier, int bytes) {
 }
 FASTNEST_DEVICE bool is_over(Address barrier, int parity) {
   uint32_t over;
-  asm volatile(
-      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-      : "=r"(over)
-      : "r"(barrier), "r"(parity)
-      : "memory");
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(over)
+               : "r"(barrier), "r"(parity)
+               : "memory");
   return over;
 }
 // Returns when the phase of that parity is over. A phase that never ends must not hang the GPU: after 2^22 polls or a
@@ -91,14 +90,15 @@ FASTNEST_DEVICE void prefetch(const TensorMap& map) { asm volatile("prefetch.ten
 
 FASTNEST_DEVICE void load_box(Address to, const TensorMap& map, Address barrier, int c0, int c1) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
       : "memory");
 }
 FASTNEST_DEVICE void load_box(Address to, const TensorMap& map, Address barrier, int c0, int c1, int c2, int c3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::
-          "r"(to),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
@@ -112,10 +112,9 @@ FASTNEST_DEVICE void load_box_multicast(Address to, const TensorMap& map, Addres
 }
 // Consecutive bytes, a multiple of 16, with no tensor map.
 FASTNEST_DEVICE void load_bytes(Address to, const void* from, Address barrier, int bytes) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::"r"(to), "l"(from),
-      "r"(barrier), "r"(bytes)
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::"r"(to),
+               "l"(from), "r"(barrier), "r"(bytes)
+               : "memory");
 }
 // Between a block's writes to shared memory and TMA's or a product's reads of it.
 FASTNEST_DEVICE void show_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -57,7 +57,7 @@ struct Product;
 #define FASTNEST_R72 FASTNEST_R64 ", " FASTNEST_R8_8
 #define FASTNEST_R96 FASTNEST_R72 ", " FASTNEST_R8_9 ", " FASTNEST_R8_10 ", " FASTNEST_R8_11
 // d as operands.
-#define FASTNEST_D8(i)                                                                                            \
+#define FASTNEST_D8(i)                                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define FASTNEST_D24 FASTNEST_D8(0), FASTNEST_D8(8), FASTNEST_D8(16)
@@ -69,27 +69,26 @@ struct Product;
 
 // One element and N. P0 to P5 are the operands behind d; SHARED_MAJOR and REGISTERS_MAJOR say which operands are
 // transposed, which only 16-bit products can.
-#define FASTNEST_WGMMA(T, KIND, N, COUNT, P0, P1, P2, P3, P4, P5, SHARED_MAJOR, REGISTERS_MAJOR)                      \
-  template <>                                                                                                         \
-  struct Product<T, N> {                                                                                              \
-    template <bool kTransposed = false>                                                                               \
-    static FASTNEST_DEVICE void from_shared(float (&d)[COUNT], Descriptor a, Descriptor b, bool add) {                \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" P2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N KIND          \
-                   " {" FASTNEST_R##COUNT "}, %" P0 ", %" P1 ", p, 1, 1" SHARED_MAJOR ";\n}"                          \
-                   : FASTNEST_D##COUNT                                                                                \
-                   : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed));                                   \
-    }                                                                                                                 \
-    template <bool kTransposed = false>                                                                               \
-    static FASTNEST_DEVICE void from_registers(float (&d)[COUNT], const uint32_t (&a)[4], Descriptor b, bool add) {   \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" P5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N KIND          \
-                   " {" FASTNEST_R##COUNT "}, {%" P0 ", %" P1 ", %" P2 ", %" P3 "}, %" P4 ", p, 1, 1" REGISTERS_MAJOR \
-                   ";\n}"                                                                                             \
-                   : FASTNEST_D##COUNT                                                                                \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),                  \
-                     "n"(kTransposed));                                                                               \
-    }                                                                                                                 \
+#define FASTNEST_WGMMA(T, KIND, N, COUNT, P0, P1, P2, P3, P4, P5, SHARED_MAJOR, REGISTERS_MAJOR)                    \
+  template <>                                                                                                       \
+  struct Product<T, N> {                                                                                            \
+    template <bool kTransposed = false>                                                                             \
+    static FASTNEST_DEVICE void from_shared(float (&d)[COUNT], Descriptor a, Descriptor b, bool add) {              \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" P2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N KIND        \
+                   " {" FASTNEST_R##COUNT "}, %" P0 ", %" P1 ", p, 1, 1" SHARED_MAJOR ";\n}"                        \
+                   : FASTNEST_D##COUNT                                                                              \
+                   : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed));                                 \
+    }                                                                                                               \
+    template <bool kTransposed = false>                                                                             \
+    static FASTNEST_DEVICE void from_registers(float (&d)[COUNT], const uint32_t (&a)[4], Descriptor b, bool add) { \
+      asm volatile(                                                                                                 \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %" P5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N KIND                 \
+          " {" FASTNEST_R##COUNT "}, {%" P0 ", %" P1 ", %" P2 ", %" P3 "}, %" P4 ", p, 1, 1" REGISTERS_MAJOR ";\n}" \
+          : FASTNEST_D##COUNT                                                                                       \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed));      \
+    }                                                                                                               \
   };
-#define FASTNEST_WGMMA_OF(N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                           \
+#define FASTNEST_WGMMA_OF(N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                          \
   FASTNEST_WGMMA(BFloat16, "k16.f32.bf16.bf16", N, COUNT, P0, P1, P2, P3, P4, P5, ", 0, %" P3, ", %" P6) \
   FASTNEST_WGMMA(Half, "k16.f32.f16.f16", N, COUNT, P0, P1, P2, P3, P4, P5, ", 0, %" P3, ", %" P6)       \
   FASTNEST_WGMMA(float, "k8.f32.tf32.tf32", N, COUNT, P0, P1, P2, P3, P4, P5, "", "")

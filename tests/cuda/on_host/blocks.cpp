@@ -204,7 +204,8 @@ void wait_until(const std::function<bool()>& so) {
 }
 
 Team& warpgroup() {
-  return cluster->warpgroups[self().rank * (cluster->warpgroups.size() / cluster->blocks.size()) + thread() / kWarpgroup];
+  return cluster
+      ->warpgroups[self().rank * (cluster->warpgroups.size() / cluster->blocks.size()) + thread() / kWarpgroup];
 }
 void in_warpgroup(const char* name, const void* given, void* wanted, Together function) {
   together(warpgroup(), thread() % kWarpgroup, name, given, wanted,

@@ -80,7 +80,7 @@ struct {
   std::map<int, bool> waited;  // by thread, for the launch before
   std::vector<Load> loads;
   std::map<int, std::vector<std::vector<std::function<void()>>>> stores;  // by thread, groups; the last one is open
-  std::map<std::pair<int, int>, Warpgroup> warpgroups;  // by rank and number
+  std::map<std::pair<int, int>, Warpgroup> warpgroups;                    // by rank and number
 } now;
 
 void finish(const Load& load) {
@@ -91,10 +91,8 @@ void finish(const Load& load) {
 }
 
 void begin(Load load) {
-  if (loads_are_late())
-    now.loads.push_back(std::move(load));
-  else
-    finish(load);
+  if (loads_are_late()) now.loads.push_back(std::move(load));
+  else finish(load);
 }
 
 void finish_loads(uint32_t barrier, int rank) {
@@ -141,7 +139,8 @@ int box_bytes(const hopper::BoxLayout& layout) {
 
 void load(uint32_t to, const hopper::TensorMap& map, uint32_t barrier, int ranks, std::vector<int> first) {
   if (to % 1024) fail("a box of swizzled rows is not aligned to 1024 bytes");
-  if (static_cast<int>(first.size()) != map.layout.dimensions) fail("a box of other dimensions than the tensor map has");
+  if (static_cast<int>(first.size()) != map.layout.dimensions)
+    fail("a box of other dimensions than the tensor map has");
   if (now.overlaps && !now.waited[thread_index()]) fail("a load of what the launch before may not have written yet");
   const int bytes = box_bytes(map.layout);
   for (int rank = 0; rank < blocks_in_cluster(); ++rank) {
@@ -151,10 +150,8 @@ void load(uint32_t to, const hopper::TensorMap& map, uint32_t barrier, int ranks
            [=, layout = map.layout] {
              const int size = bytes_of_element(layout.element);
              each_of_box(to, layout, first.data(), [&](uint32_t address, const void* from) {
-               if (from)
-                 std::memcpy(at(address, size, rank), from, size);
-               else
-                 std::memset(at(address, size, rank), 0, size);
+               if (from) std::memcpy(at(address, size, rank), from, size);
+               else std::memset(at(address, size, rank), 0, size);
              });
            },
            bytes});
@@ -185,15 +182,13 @@ void run(const Multiplication& one) {
   for (int row = 0; row < 64; ++row)
     for (int k = 0; k < depth; ++k) {
       if (one.a.empty()) {
-        a[row * depth + k] =
-            number(operands.element, at(element_address(operands.a, false, row, k, size), size));
+        a[row * depth + k] = number(operands.element, at(element_address(operands.a, false, row, k, size), size));
       } else {
         // Register (k / half, row / 8) of lane (row % 8, which 4 bytes).
         const int half = 16 / size, in_register = 4 / size;
         const int lane = row / 16 * 32 + row % 8 * 4 + k % half / in_register;
         const uint32_t* const held = &one.a[lane][k / half * 2 + row % 16 / 8];
-        a[row * depth + k] =
-            number(operands.element, reinterpret_cast<const char*>(held) + k % in_register * size);
+        a[row * depth + k] = number(operands.element, reinterpret_cast<const char*>(held) + k % in_register * size);
       }
     }
   for (int column = 0; column < operands.columns; ++column)
@@ -227,10 +222,8 @@ void multiply_together(const void* const* given, void* const* wanted) {
     if (given_by(thread)->a) one.a.push_back(given_by(thread)->a);
     one.d.push_back(static_cast<float*>(wanted[thread]));
   }
-  if (products_are_late())
-    own.groups.back().push_back(std::move(one));
-  else
-    run(one);
+  if (products_are_late()) own.groups.back().push_back(std::move(one));
+  else run(one);
 }
 
 }  // namespace
@@ -311,10 +304,8 @@ void store_box(const TensorMap& map, Address from, int c0, int c1) {
   };
   auto& groups = now.stores[thread_index()];
   if (groups.empty()) groups.emplace_back();
-  if (loads_are_late())
-    groups.back().push_back(copy);
-  else
-    copy(), groups.back().push_back([] {});
+  if (loads_are_late()) groups.back().push_back(copy);
+  else copy(), groups.back().push_back([] {});
 }
 void commit_stores() { now.stores[thread_index()].emplace_back(); }
 void wait_for_stores(int left) {
@@ -334,7 +325,8 @@ void multiply(const Operands& operands, const uint32_t* a, float* d) {
   in_warpgroup("multiply", &given, d, multiply_together);
 }
 void begin_products() {
-  in_warpgroup("begin_products", nullptr, nullptr, [](const void* const*, void* const*) { own_warpgroup().begun = true; });
+  in_warpgroup("begin_products", nullptr, nullptr,
+               [](const void* const*, void* const*) { own_warpgroup().begun = true; });
 }
 void commit_products() {
   in_warpgroup("commit_products", nullptr, nullptr,

@@ -38,7 +38,9 @@ T& in_rows(unsigned char* rows, int row, int column) {
   return *reinterpret_cast<T*>(rows + row * kRowBytes + (piece ^ row % kRowsOfSwizzle) * 16 + inside);
 }
 
-unsigned char* aligned(unsigned char* shared) { return shared + (align_rows(shared_address(shared)) - shared_address(shared)); }
+unsigned char* aligned(unsigned char* shared) {
+  return shared + (align_rows(shared_address(shared)) - shared_address(shared));
+}
 
 // Loads 8 rows of a box, hands what it sees to `seen`, doubles it, and stores it.
 __global__ void boxes_kernel(const TensorMap from, const TensorMap to, int column, int row, float* seen) {
@@ -153,8 +155,9 @@ __global__ void product_kernel(const T* a, const T* b, float* d) {
   keep(in_registers);
   begin_products();
   for (int step = 0; step < kSteps; ++step) {
-    const Descriptor columns = kTransposed ? after(columns_at(address_of_b, kDepth * kRowBytes), step * 2 * kSwizzleBytes)
-                                           : after(rows_at(address_of_b), step * kStepBytes);
+    const Descriptor columns = kTransposed
+                                   ? after(columns_at(address_of_b, kDepth * kRowBytes), step * 2 * kSwizzleBytes)
+                                   : after(rows_at(address_of_b), step * kStepBytes);
     using P = Product<T, N>;
     P::template from_shared<kTransposed>(sums[0], after(rows_at(address), step * kStepBytes), columns, step > 0);
     P::template from_registers<kTransposed>(sums[1], in_registers[step], columns, step > 0);

@@ -1,6 +1,6 @@
-// csrc/cuda/hopper/instructions.h and wgmma.h for the CPU (hopper.cpp). What a GPU leaves open is made the worst of, as in
-// device.h: loads by TMA are done at once, or only when a thread waits for their barrier; products are done when they
-// are waited for, or at once, the other way round, so that a stage that is given back too early is overwritten.
+// csrc/cuda/hopper/instructions.h and wgmma.h for the CPU (hopper.cpp). What a GPU leaves open is made the worst of, as
+// in device.h: loads by TMA are done at once, or only when a thread waits for their barrier; products are done when
+// they are waited for, or at once, the other way round, so that a stage that is given back too early is overwritten.
 #pragma once
 
 #include <cstdint>
