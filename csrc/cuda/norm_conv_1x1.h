@@ -49,19 +49,25 @@ FASTNEST_DEVICE void add_chunk(float (&d)[N / 2], uint32_t (&a)[kSteps][4], Desc
   keep(a);
 }
 
-// 16 bytes of outputs as they are stored, from their sums at d[j * 4] and d[j * 4 + 1].
-template <class T>
-FASTNEST_DEVICE uint4 hidden_piece(const float* d, const float* scale, const float* shift) {
+// What a thread owns of a vector of outputs, in as few reads as there can be.
+template <int kOwn>
+FASTNEST_DEVICE void load_own(float (&own)[kOwn], const float* from) {
+#pragma unroll
+  for (int i = 0; i < kOwn; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + i);
+    own[i] = four.x, own[i + 1] = four.y, own[i + 2] = four.z, own[i + 3] = four.w;
+  }
+}
+
+// 16 bytes of outputs as they are stored, from their sums at d[4 j] and d[4 j + 1].
+template <class T, int kOwn>
+FASTNEST_DEVICE uint4 hidden_piece(const float* d, const float (&scale)[kOwn], const float (&shift)[kOwn]) {
+  const auto value = [&](int i) { return fmaf(d[i / 2 * 4 + i % 2], scale[i], shift[i]); };
   uint32_t words[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 2) {
-      words[i] = pack_relu<T>(fmaf(d[i * 4], scale[2 * i], shift[2 * i]),
-                              fmaf(d[i * 4 + 1], scale[2 * i + 1], shift[2 * i + 1]));
-    } else {
-      words[i] = to_tf32(relu(fmaf(d[i / 2 * 4 + i % 2], scale[i], shift[i])));
-    }
-  }
+  for (int i = 0; i < 4; ++i)
+    if constexpr (sizeof(T) == 2) words[i] = pack_relu<T>(value(2 * i), value(2 * i + 1));
+    else words[i] = to_tf32(relu(value(i)));
   return {words[0], words[1], words[2], words[3]};
 }
 
@@ -77,11 +83,16 @@ FASTNEST_DEVICE void store_hidden(const float (&d)[N / 2], const Args1x1& args, 
   for (int group = 0; group < N / (4 * kOwn); ++group) {
     const int output = first + group * 4 * kOwn + t * kOwn;
     if (output >= args.hidden) continue;
-    const float *const scale = norm2 + output, *const shift = scale + args.outputs;
+    float scale[kOwn], shift[kOwn];
+    load_own(scale, norm2 + output);
+    load_own(shift, norm2 + args.outputs + output);
     const float* const sums = d + group * 2 * kOwn;
-    if (row < args.pixels) *reinterpret_cast<uint4*>(h + output) = hidden_piece<T>(sums, scale, shift);
-    if (row + 8 < args.pixels)
-      *reinterpret_cast<uint4*>(h + int64_t{8} * args.hidden + output) = hidden_piece<T>(sums + 2, scale, shift);
+    const auto store = [&](int64_t down) {
+      if (row + down >= args.pixels) return;
+      *reinterpret_cast<uint4*>(h + down * args.hidden + output) = hidden_piece<T>(sums + down / 4, scale, shift);
+    };
+    store(0);
+    store(8);
   }
 }
 

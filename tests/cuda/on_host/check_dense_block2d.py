@@ -1,8 +1,7 @@
 """Checks of dense_block2d's CUDA kernels by blocks on the CPU: check_dense_block2d.py CHECK DTYPE LIBRARY.
 
-As check.py, of the forward alone.
-What is allocated and not written is NaN, so that the channels behind those that a layer reads
-are too.
+As check.py, of the forward alone. What is allocated and not written is NaN, and so are the channels behind those that a
+layer reads.
 """
 
 import sys
