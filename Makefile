@@ -12,7 +12,7 @@ GPU_ARCH ?= 9.0a
 TORCH ?= $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check install --quiet
-SOURCES = $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export MAX_JOBS
 

@@ -51,7 +51,7 @@ def extension() -> dict:
     module = cpp_extension.CppExtension(
         "fastnest._C",
         ["csrc/ops.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-        depends=sorted(glob("csrc/*.h") + glob("csrc/*/*.h") + glob("csrc/*/*.cuh")),
+        depends=sorted(glob("csrc/**/*.h", recursive=True)),
         include_dirs=[os.path.abspath("csrc"), pybind11.get_include()],
         define_macros=[("TORCH_TARGET_VERSION", TARGET), ("FASTNEST_FLAGS", f'"{FLAGS}"')],
         extra_compile_args={"cxx": FLAGS.split()},
