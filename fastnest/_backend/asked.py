@@ -61,6 +61,11 @@ def forced() -> str | None:
     return _thread.forced
 
 
+def logs() -> bool:
+    """Whether this thread logs."""
+    return bool(_asked) and _thread.log is not None
+
+
 def log(choice: Choice) -> None:
     if _thread.log is not None:
         _thread.log.append(choice)

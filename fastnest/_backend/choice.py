@@ -49,6 +49,11 @@ def reads_channels_last_weights(name: str) -> bool:
     return name == "triton"
 
 
+def packs_weights(name: str) -> bool:
+    """Whether a backend's kernels read convolution weights from a packed copy, which serves until a weight changes."""
+    return name == "cuda"
+
+
 def _why_not(name: str, op: str | None, x: Tensor, limits: Limits) -> str | None:
     """Why kernels (cpp, triton or cuda) cannot take a call."""
     missing = _why_not_here(name, op, x)
@@ -135,7 +140,7 @@ def _automatic(op: str, x: Tensor, limits: Limits, sizes: dict[str, int]) -> tup
         measured = why_cuda(op, x.dtype, sizes)
         return ("cuda", measured) if measured else ("triton", "triton: no measurement prefers cuda")
     if no_triton is None:
-        return "triton", ""
+        return "triton", f"cuda: {no_cuda}"
     if no_cuda is None:
         return "cuda", f"triton: {no_triton}"
     return "reference", no_triton if no_triton == no_cuda else f"triton: {no_triton}; cuda: {no_cuda}"

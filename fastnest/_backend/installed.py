@@ -28,10 +28,14 @@ KEYS = {"cpp": "CPU", "cuda": "CUDA"}
 
 
 class Room(NamedTuple):
-    """What the blocks of a kernel have on a GPU: bytes of shared memory each, and whether several can share theirs."""
+    """What kernels in CUDA C++ find on a GPU: bytes of shared memory a block, and whether several blocks share theirs.
+
+    hopper: whether kernels for compute capability 9.0 alone (TMA, wgmma) run: on such a GPU, and built for it.
+    """
 
     shared_bytes: int
     clusters: bool
+    hopper: bool = False
 
 
 def backends() -> dict[str, str]:
@@ -77,7 +81,8 @@ def why_no_cuda(index: int, op: str | None = None) -> str | None:
     """Why a GPU runs no kernels in CUDA C++, or none of an op, whatever the call."""
     if not CUDA_CODES:
         return _not_built()
-    if op is not None and not all("cuda" in registered(f"{op}_{way}") for way in ("forward", "backward")):
+    # An op whose kernels have no backward says so itself, as a limit of the calls that it takes.
+    if op is not None and "cuda" not in registered(f"{op}_forward"):
         return f"no kernels in CUDA C++ for {op}"
     return _why_not_this_gpu(index) or _why_no_code(torch.cuda.get_device_capability(index))
 
@@ -88,7 +93,9 @@ def room_on_gpu(index: int) -> Room:
     properties = torch.cuda.get_device_properties(index)
     # torch's stub does not have the first.
     shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return Room(shared_bytes, properties.major >= 9)
+    capability = torch.cuda.get_device_capability(index)
+    hopper = capability == (9, 0) and not {"sm_90a", "compute_90a"}.isdisjoint(CUDA_CODES)
+    return Room(shared_bytes, properties.major >= 9, hopper)
 
 
 def _why_not_this_gpu(index: int) -> str | None:
