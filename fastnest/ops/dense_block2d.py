@@ -1,15 +1,19 @@
 """dense_block2d: L densely connected layers on images as one op, in one buffer."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 
+import torch
 from torch import Tensor
 
 from .. import _backend
 from ..reference import dense_block2d as reference
 from ..reference.dense_block2d import Statistics, Weights
 from . import dense_block2d_autograd as autograd
-from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, need_grad, raise_misfit
+from . import dense_block2d_packed as packed
+from .arguments import Wanted, as_list, autocast_dtype, cast, check_flags, misfit, need_grad, raise_misfit
+from .dense_block2d_limit import cuda_limit, sizes_of
 from .image import (
     channels_last,
     check_batch_norm,
@@ -27,8 +31,11 @@ NORMS = Weights._fields[2:10]
 Expected = Wanted[tuple[str, int]]
 
 
-def check(x: Tensor, weights: Weights, eps: float) -> None:
-    """All arguments fit together; ValueError or TypeError names the first that does not."""
+def check(x: Tensor, weights: Weights, eps: float, casting: bool = False) -> None:
+    """All arguments fit together; ValueError or TypeError names the first that does not.
+
+    casting: under autocast, which will cast the convolutions' weights.
+    """
     l = len(weights.conv2)
     if l == 0:
         raise ValueError(f"{OP}: conv2 must have at least one layer, got an empty list")
@@ -57,14 +64,30 @@ def check(x: Tensor, weights: Weights, eps: float) -> None:
     expected = list(_expected(x, weights))
     convolutions = chain.from_iterable(layer for layer, _ in expected)
     norms = chain.from_iterable(layer for _, layer in expected)
-    wrong = misfit_beside_norms(x, convolutions, norms)
+    like, wrong = _misfit_to_be_cast(x, convolutions) if casting else (x, None)
+    wrong = wrong or misfit_beside_norms(x, () if casting else convolutions, norms)
     if wrong is not None:
         (name, i), tensor, shape = wrong
         reads = x.shape[1] + sum(weight.shape[0] for weight in weights.conv2[:i])
         match = f"layer {i}, which reads {reads} channels"
         if weights.conv1:
             match += f" and hides {weights.conv1[i].shape[0]}"
-        raise_misfit(OP, x, (f"{name}[{i}]", tensor, shape), match)
+        raise_misfit(OP, like, (f"{name}[{i}]", tensor, shape), match)
+
+
+def _misfit_to_be_cast(x: Tensor, convolutions: Iterator[Expected]) -> tuple[Tensor, Expected | None]:
+    """What the tensor that does not fit should be like, and `misfit`, of weights of any dtype that autocast casts."""
+    by_dtype: dict[torch.dtype, list[Expected]] = {}
+    for wanted in convolutions:
+        tensor = wanted[1]
+        casts = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype is not torch.float64
+        by_dtype.setdefault(tensor.dtype if casts and tensor is not None else x.dtype, []).append(wanted)
+    for dtype, some in by_dtype.items():
+        like = x if dtype is x.dtype else x.new_empty(0, dtype=dtype)
+        wrong = misfit(like, some)
+        if wrong is not None:
+            return like, wrong
+    return x, None
 
 
 def _expected(x: Tensor, weights: Weights) -> Iterator[tuple[list[Expected], list[Expected]]]:
@@ -137,27 +160,38 @@ def dense_block2d(
         RuntimeError: where a forced backend (`fastnest.backend`) cannot take the call; in the backward, where the
             result was changed in place.
     """
-    check_image(OP, x)
     check_flags(OP, return_statistics=return_statistics)
     norms = (norm1_weight, norm1_bias, norm1_mean, norm1_var, norm2_weight, norm2_bias, norm2_mean, norm2_var)
+    y = packed.again_by_lists(x, (conv1, conv2, *norms), dropout, eps)
+    if y is not None:
+        return (y, None) if return_statistics else y
+    check_image(OP, x)
     given = zip(Weights._fields, (conv1, conv2, *norms, dropout), strict=True)
     weights = Weights(*(as_list(OP, *one, "with one tensor per layer") for one in given))
-    dtype = autocast_dtype(x)
+    came, dtype = x, autocast_dtype(x)
     if dtype is not None:
         x = cast(x, dtype)
-        casting = {name: [cast(t, dtype) for t in getattr(weights, name)] for name in ("conv1", "conv2", "dropout")}
-        weights = weights._replace(**casting)
+        weights = weights._replace(dropout=[cast(mask, dtype) for mask in weights.dropout])
     check_pixels(OP, x)
-    check(x, weights, eps)
-    backend = _backend.choose(OP, x, triton_limit(x))
+    check(x, weights, eps, casting=x.dtype is dtype)
+    backend = _backend.choose(OP, x, triton_limit(x), partial(cuda_limit, x, weights), **sizes_of(x, weights))
+    packs = packed.can_pack(backend, x, weights)
+    if dtype is not None and not packs:
+        weights = weights._replace(
+            conv1=[cast(weight, dtype) for weight in weights.conv1],
+            conv2=[cast(weight, dtype) for weight in weights.conv2],
+        )
     if backend == "reference":
         y, statistics = reference.dense_block2d_forward(x, weights, eps)
         return (y, statistics) if return_statistics else y
     image = channels_last("x", x)
+    weights = weights._replace(dropout=[channels_last("dropout", t) for t in weights.dropout])
+    if packs:
+        y = in_format_of(x, packed.forward(backend, came, image, weights, eps))
+        return (y, None) if return_statistics else y
     weights = weights._replace(
         conv1=convolution_weights(backend, weights.conv1),
         conv2=convolution_weights(backend, weights.conv2),
-        dropout=[channels_last("dropout", t) for t in weights.dropout],
         **{name: widened(getattr(weights, name)) for name in NORMS},
     )
     flat = [t for tensors in weights for t in tensors]

@@ -24,12 +24,8 @@ def kernels(name: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]
     The compiled ones are one operator, which runs by the device of its tensors. Triton's is the function of that name
     in fastnest.kernels.<op>, imported when it is first called. torch.utils.flop_counter counts all of them.
     """
-    found = {}
     count = _flop_formula(name, fake)
-    if _backend.CPP_IS_BUILT:
-        torch.library.register_fake(f"fastnest::{name}")(fake)
-        register_flop_formula(getattr(torch.ops.fastnest, name))(count)
-        found = dict.fromkeys(_backend.registered(name), getattr(torch.ops.fastnest, name).default)
+    found = compiled_kernels(name, fake, count)
     if _backend.TRITON_IS_INSTALLED:
         _triton.define(name + schema(fake))
         _triton.impl(name, _launcher(name, fake), "CompositeExplicitAutograd")
@@ -37,6 +33,15 @@ def kernels(name: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]
         register_flop_formula(getattr(torch.ops.fastnest_triton, name))(count)
         found["triton"] = getattr(torch.ops.fastnest_triton, name).default
     return found
+
+
+def compiled_kernels(name: str, fake: Callable[..., Any], count: Callable[..., int]) -> dict[str, Callable[..., Any]]:
+    """As `kernels`, of an operator that is there in compiled code only; count: its flops, given shapes."""
+    if not _backend.CPP_IS_BUILT:
+        return {}
+    torch.library.register_fake(f"fastnest::{name}")(fake)
+    register_flop_formula(getattr(torch.ops.fastnest, name))(count)
+    return dict.fromkeys(_backend.registered(name), getattr(torch.ops.fastnest, name).default)
 
 
 def schema(fake: Callable[..., Any]) -> str:
