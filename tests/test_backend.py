@@ -1,6 +1,8 @@
+import json
 import re
 import threading
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastnest
 from fastnest import _backend
 from fastnest._backend import asked, choice, installed, measured
-from fastnest.functional import residual_chain
+from fastnest.functional import dense_block2d, residual_chain
+from fastnest.ops import dense_block2d_autograd
+from fastnest.ops.dense_block2d import cuda_limit as dense_limit
+from fastnest.ops.dense_block2d import sizes_of
 from fastnest.ops.residual_chain import cuda_limit
+from fastnest.reference.dense_block2d import Weights
 from fastnest.reference.residual_chain import Inputs
 
 # Those that take the CPU tensors of these tests.
@@ -163,7 +169,12 @@ def test_triton_takes_no_cpu_tensors_unless_interpreted(monkeypatch):
 
 
 def on_a_gpu(
-    monkeypatch, capability=(9, 0), codes=("sm_90a", "compute_90"), ops=("residual_chain",), kib=227
+    monkeypatch,
+    capability=(9, 0),
+    codes=("sm_90a", "compute_90"),
+    ops=("residual_chain",),
+    kib=227,
+    ways=("forward", "backward"),
 ) -> torch.Tensor:
     """As on a GPU with Triton and the kernels in CUDA C++ of some ops: a tensor that says it is there."""
     monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", True)
@@ -173,7 +184,7 @@ def on_a_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     properties = SimpleNamespace(major=capability[0], shared_memory_per_block_optin=kib * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    names = [f"{op}_{way}" for op in ops for way in ("forward", "backward")]
+    names = [f"{op}_{way}" for op in ops for way in ways]
     monkeypatch.setattr(installed, "_registered", lambda name: ("cpp", "cuda") if name in names else ("cpp",))
     with FakeTensorMode():
         return torch.empty(3, 5, device="cuda:0")
@@ -241,7 +252,7 @@ def test_measurements_choose_by_op_dtype_and_sizes(monkeypatch):
     for letter, value in (("n", 1025), ("n", 0), ("m", 255), ("m", 1025)):
         assert choose("residual_chain", half, **faster | {letter: value})[0] == "triton"
     assert choose("residual_chain", half, "too wide", "too wide", **faster) == ("reference", "too wide")
-    assert choose("residual_chain", half, None, "too wide", **faster) == ("triton", "")
+    assert choose("residual_chain", half, None, "too wide", **faster) == ("triton", "cuda: too wide")
 
 
 def test_cuda_runs_where_triton_cannot(monkeypatch):
@@ -314,3 +325,175 @@ def test_the_choice_on_a_gpu_is_no_graph_break(faster, monkeypatch):
         for n in (3, 7):
             rows = torch.empty(n, 5, device=x.device)
             assert compiled(rows).shape == numbered(rows).shape
+
+
+def dense(dtype=torch.bfloat16, n=2, c=64, px=14, b=128, d=32, statistics=True, conv1=True, grad=False):
+    """Arguments of dense_block2d with two layers, which say that they are on a GPU."""
+    with FakeTensorMode():
+        x = torch.empty(n, c, px, px, dtype=dtype, device="cuda:0", memory_format=torch.channels_last)
+
+        def each(shapes, dtype=dtype):
+            return [torch.empty(shape, dtype=dtype, device="cuda:0", requires_grad=grad) for shape in shapes]
+
+        reads, hidden = [(c,), (c + d,)], [(b,)] * 2
+        lists = {"conv1": each([(b, *one, 1, 1) for one in reads]) if conv1 else []}
+        lists["conv2"] = each([(d, *one, 3, 3) for one in (hidden if conv1 else reads)])
+        for norm, shapes in (("norm1", reads), ("norm2", hidden if conv1 else [])):
+            given = {"weight": shapes, "bias": shapes} | ({"mean": shapes, "var": shapes} if statistics else {})
+            lists |= {f"{norm}_{name}": each(shapes, torch.float32) for name, shapes in given.items()}
+    return x, lists
+
+
+def choose_dense(x, lists) -> tuple[str, str]:
+    weights = Weights(**{name: lists.get(name, []) for name in Weights._fields})
+    return choose("dense_block2d", x, None, partial(dense_limit, x, weights), **sizes_of(x, weights))
+
+
+def on_hopper(monkeypatch, capability=(9, 0), codes=("sm_90a",)):
+    """Whose dense_block2d has a forward in CUDA C++, and no backward."""
+    on_a_gpu(monkeypatch, capability, codes, ops=("dense_block2d",), ways=("forward",))
+
+
+@pytest.mark.parametrize("px", [7, 14, 28, 56])
+@pytest.mark.parametrize("n", [1, 64])
+def test_dense_blocks_run_cuda_where_that_was_measured(monkeypatch, px, n):
+    on_hopper(monkeypatch)
+    source = "benchmarks/results/prototypes/dense_block2d-nvidia-h200.json"
+    assert choose_dense(*dense(n=n, px=px)) == ("cuda", f"cuda: measured to be faster, {source}")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"px": 6}, {"px": 57}, {"b": 96}, {"d": 48, "b": 192}, {"dtype": torch.float16}], ids=str
+)
+def test_dense_blocks_run_triton_where_nothing_was_measured(monkeypatch, sizes):
+    on_hopper(monkeypatch)
+    assert choose_dense(*dense(**sizes)) == ("triton", "triton: no measurement prefers cuda")
+
+
+def test_layers_that_differ_were_not_measured(monkeypatch):
+    on_hopper(monkeypatch)
+    (x, lists), (_, others) = dense(), dense(d=16)
+    lists["conv2"][1] = others["conv2"][1]
+    assert choose_dense(x, lists)[0] == "triton"
+
+
+CUDA = "the kernels in CUDA C++"
+LIMITS = {
+    f"training: {CUDA} are for inference, with given statistics": {"statistics": False},
+    f"training: {CUDA} are for inference, and a gradient is asked for": {"grad": True},
+    f"{CUDA} are for layers with conv1": {"conv1": False},
+    f"{CUDA} compute float32 as TF32, which torch's fp32_precision does not allow here": {"dtype": torch.float32},
+    f"{CUDA} take up to 192 hidden channels and a growth of 48, got 200 and 32": {"b": 200},
+    f"{CUDA} take up to 192 hidden channels and a growth of 48, got 128 and 56": {"d": 56},
+    f"{CUDA} write pixels of a multiple of 16 bytes, got 100 channels, 200": {"c": 36},
+    f"{CUDA} take at least one image and fewer than 2^31 pixels, got [0, 64, 14, 14]": {"n": 0},
+}
+
+
+@pytest.mark.parametrize(("why", "sizes"), LIMITS.items(), ids=LIMITS)
+def test_explain_says_why_a_dense_block_does_not_run_cuda(monkeypatch, why, sizes):
+    on_hopper(monkeypatch)
+    assert choose_dense(*dense(**sizes)) == ("triton", f"cuda: {why}")
+    with fastnest.backend("cuda"), pytest.raises(RuntimeError, match=re.escape(f"cannot take this call ({why})")):
+        choose_dense(*dense(**sizes))
+
+
+def test_a_dense_block_of_too_many_pixels(monkeypatch):
+    on_hopper(monkeypatch)
+    pixels = "take at least one image and fewer than 2^31 pixels, got [32768, 64, 256, 256]"
+    assert choose_dense(*dense(n=2**15, px=2**8)) == ("triton", f"cuda: {CUDA} {pixels}")
+
+
+@pytest.mark.parametrize(
+    ("capability", "codes", "runs"),
+    [
+        ((9, 0), ("sm_90a",), True),
+        ((9, 0), ("sm_80", "compute_90a"), True),
+        ((9, 0), ("sm_90",), False),
+        ((9, 0), ("sm_80", "compute_80"), False),
+        ((8, 0), ("sm_80", "sm_90a"), False),
+        ((10, 0), ("sm_90a", "compute_90"), False),
+        ((12, 0), ("sm_90a", "sm_120"), False),
+    ],
+)
+def test_kernels_for_hopper_run_on_it_and_built_for_it_alone(monkeypatch, capability, codes, runs):
+    on_hopper(monkeypatch, capability, codes)
+    why = f"cuda: {CUDA} are for compute capability 9.0, and a build for 9.0a"
+    found = choose_dense(*dense())
+    assert found[0] == ("cuda" if runs else "triton")
+    assert runs or found[1] == why
+
+
+def test_evaluation_of_trainable_weights_is_inference(monkeypatch):
+    on_hopper(monkeypatch)
+    with torch.no_grad():
+        assert choose_dense(*dense(grad=True))[0] == "cuda"
+
+
+def test_float32_as_tf32(monkeypatch):
+    on_hopper(monkeypatch)
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert choose_dense(*dense(dtype=torch.float32)) == ("triton", "triton: no measurement prefers cuda")
+        with fastnest.backend("cuda"):
+            assert choose_dense(*dense(dtype=torch.float32))[0] == "cuda"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_training_without_triton_runs_the_reference(monkeypatch):
+    on_hopper(monkeypatch)
+    monkeypatch.setattr(installed, "TRITON_IS_INSTALLED", False)
+    assert choose_dense(*dense())[0] == "cuda"
+    found, why = choose_dense(*dense(grad=True))
+    assert found == "reference"
+    assert why.startswith("triton: not installed")
+    assert why.endswith("a gradient is asked for")
+
+
+@needs_cpp
+def test_fake_tensors_run_the_whole_op(monkeypatch):
+    on_hopper(monkeypatch)
+    operator = torch.ops.fastnest.dense_block2d_forward.default
+    monkeypatch.setitem(dense_block2d_autograd.forward_kernels, "cuda", operator)
+    x, lists = dense()
+    with _backend.logging_choices() as log:
+        y = dense_block2d(x, **lists)
+    assert (y.shape, y.dtype, log[0].backend) == ((2, 128, 14, 14), torch.bfloat16, "cuda")
+
+
+def test_rows_name_what_was_measured():
+    """Files that are there, of that op; not among the results that the pages show."""
+    root = Path(fastnest.__file__).parents[1]
+    for row in measured.ROWS:
+        result = json.loads((root / row.source).read_text())
+        assert row.op in result["what"]
+        assert {"card", "date"} <= set(result)
+
+
+def test_the_stream_of_a_tensor(monkeypatch):
+    x, devices = on_a_gpu(monkeypatch), [0]
+
+    class On:
+        def __init__(self, index):
+            devices.append(index)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            devices.pop()
+
+    capturing = {0: False, 1: True}
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[devices[-1]])
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 100 + index, raising=False)
+    assert _backend.stream_of(x) == 100
+    devices[0] = 1
+    assert _backend.stream_of(x) == 100
+    capturing[0] = True
+    assert _backend.stream_of(x) is None
+    assert _backend.stream_of(torch.ones(1)) is None  # of a module that was moved off the GPU
+    assert devices == [1]
