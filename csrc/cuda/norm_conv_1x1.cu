@@ -22,10 +22,10 @@ int resident_stages(const Device& device, const PackedLayer& layer) {
   return stages >= kLeastStages ? stages : 0;
 }
 
-// The fastest of those measured (benchmarks/results/nvidia-h200-convolutions.json; bfloat16, 128 outputs, us of warm
-// calls): a resident B wherever it was tried, 15.5 against 21.2 at 50176 pixels and 320 channels. Of the others,
-// streamed at 12544 pixels and 640 channels (9.2; split 13.6), split at 3136 pixels and 768 (5.9; streamed 9.8).
-// Between them the multiprocessors decide, which 128 pixels each keep more than half busy.
+// The fastest of those measured (dense_block2d-nvidia-h200.json of benchmarks/results/prototypes; bfloat16, 128
+// outputs, us of warm calls): a resident B wherever it was tried, 15.5 against 21.2 at 50176 pixels and 320 channels.
+// Of the others, streamed at 12544 pixels and 640 channels (9.2; split 13.6), split at 3136 pixels and 768 (5.9;
+// streamed 9.8). Between them the multiprocessors decide, which 128 pixels each keep more than half busy.
 Shape1x1 chosen(const Device& device, int64_t pixels, int stages_of_resident) {
   if (stages_of_resident) return Shape1x1::kResident;
   return 2 * divide_up(pixels, 2 * kTilePixels) > device.multiprocessors ? Shape1x1::kStreamed : Shape1x1::kSplit;

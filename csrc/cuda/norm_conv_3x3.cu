@@ -27,9 +27,9 @@ Fit fit(const Device& device, const PackedLayer& layer) {
   return fit;
 }
 
-// The fastest of those measured (benchmarks/results/nvidia-h200-convolutions.json; bfloat16, 128 -> 32 channels, 64
-// images, us of warm calls): 8 lines at 56 x 56 (25.4; 4 lines 27.5), where a multiprocessor has 14 such tiles, 4 lines
-// at 28 x 28 (8.6; 9.2) and 14 x 14 (4.5; 4.7), where it has 4 and 1. Between them: 8.
+// The fastest of those measured (dense_block2d-nvidia-h200.json of benchmarks/results/prototypes; bfloat16, 128 -> 32
+// channels, 64 images, us of warm calls): 8 lines at 56 x 56 (25.4; 4 lines 27.5), where a multiprocessor has 14 such
+// tiles, 4 lines at 28 x 28 (8.6; 9.2) and 14 x 14 (4.5; 4.7), where it has 4 and 1. Between them: 8.
 template <class T, int kOutputs>
 Shape3x3 chosen(const Device& device, const Conv3x3& conv) {
   constexpr int64_t kTilesEach = 8;
