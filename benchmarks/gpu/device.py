@@ -93,6 +93,12 @@ class Gpu:
         self._empty_cache_of_device()
         return self._between_events(replay)
 
+    def warm_time(self, replay: Callable[[], object]) -> float:
+        """Seconds of one replay by events, right behind two others, which leave in the L2 cache what they used."""
+        replay()
+        replay()
+        return self._between_events(replay)
+
     def _between_events(self, step: Callable[[], object]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

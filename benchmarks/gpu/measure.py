@@ -86,7 +86,8 @@ def interleaved(timers: dict[str, Callable[[], float]], *, seconds: float, clock
     return times
 
 
-def _microseconds(times: dict[str, list[float]]) -> tuple[dict, dict]:
+def microseconds(times: dict[str, list[float]]) -> tuple[dict, dict]:
+    """Median and spread of seconds, by name."""
     return tuple({name: f(values) * 1e6 for name, values in times.items()} for f in (median, contest.spread))
 
 
@@ -103,7 +104,7 @@ def measure(case: Case, peers: Sequence[str], device, *, build=run.problem, seco
             step()
         error, wrong = _compared(prepared)
         timers = {name: lambda step=step: device.latency(step) for name, step in steps.items()}
-        called, called_iqr = _microseconds(interleaved(timers, seconds=seconds))
+        called, called_iqr = microseconds(interleaved(timers, seconds=seconds))
         replays, no_graph = {}, {}
         for name, step in steps.items():
             if name == "max-autotune":
@@ -113,7 +114,7 @@ def measure(case: Case, peers: Sequence[str], device, *, build=run.problem, seco
             except Exception as reason:  # whatever a peer does that cannot be captured
                 no_graph[name] = said(reason)
         timers = {name: lambda replay=replay: device.device_time(replay) for name, (replay, _) in replays.items()}
-        graph, graph_iqr = _microseconds(interleaved(timers, seconds=seconds))
+        graph, graph_iqr = microseconds(interleaved(timers, seconds=seconds))
         del replays, timers
         memory = {}
         if case.mode == "train":

@@ -16,6 +16,7 @@ KEYS = {
     "compiled": ("name", "peer"),
     "rows": ("name",),
     "profiles": ("name",),
+    "convolutions": ("name",),
     "failures": ("stage", "name"),
     "not_measured": ("stage", "name"),
 }

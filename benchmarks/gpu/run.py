@@ -25,8 +25,8 @@ from .session import Session, say
 RESULTS, PARTIAL = ROOT / "benchmarks" / "results", ROOT / "out" / "gpu"
 # Of the time; what a stage leaves, the later ones have. The rest is for the table.
 SHARES = {
-    **{"install": 0.1, "checks": 0.24, "compile": 0.19, "measure": 0.16},
-    **{"profile": 0.08, "sanitize": 0.06, "peers": 0.14},
+    **{"install": 0.1, "checks": 0.22, "convolutions": 0.05, "compile": 0.18, "measure": 0.15},
+    **{"profile": 0.07, "sanitize": 0.06, "peers": 0.14},
 }
 REST = 0.03
 SECONDS = 840
@@ -55,6 +55,7 @@ print(json.dumps({"card": card, "capability": capability, "torch": torch.__versi
 # install has an environment to give, compile wants to know for which stages.
 STAGES = {
     "checks": checking.check,
+    "convolutions": timing.time_convolutions,
     "measure": timing.measure,
     "profile": timing.profile,
     "sanitize": checking.sanitize,

@@ -61,7 +61,7 @@ class Session:
             worker = self.worker(WORK)
             self.listed = self.ask(stage, worker, {"do": "list", "only": self.only, "peers": self.peers}, until)
             worker.close()
-        return {"cases": {}, "compiled": []} | self.listed
+        return {"cases": {}, "compiled": [], "convolutions": [], "no_convolutions": ""} | self.listed
 
     def wants(self, *words: str) -> bool:
         return re.search(self.only, " ".join(words)) is not None

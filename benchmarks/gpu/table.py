@@ -34,6 +34,8 @@ def line_of(what: str, entry: dict, data: dict) -> str:
     if what == "profiles":
         of = [f"{name} {_in_short(one)}" for name, one in entry["of"].items()]
         return f"{entry['name']}: {'; '.join(of)}"
+    if what == "convolutions" and not entry["what"]:
+        return _of_convolution(entry)
     return f"{entry['name']}: {entry['what']}"
 
 
@@ -42,6 +44,13 @@ def _of_row(row: dict, data: dict) -> str:
     peers = [f"x {SHORT.get(p, p)} {value:.2f} ({WAYS[w]})" for w in WAYS for p, value in row["ratios"][w].items()]
     words = [time_text(own), "-" if part is None else f"{part:.0%} of roofline", *peers, "; ".join(row["runs"])]
     return f"{row['name']}: {', '.join(words)}"
+
+
+def _of_convolution(entry: dict) -> str:
+    own = entry["warm_us"]["fastnest"]
+    found = {**entry["warm_us"], "prototype": entry["prototype_us"].get("warm")}
+    peers = [f"x {name} {us / own:.2f}" for name, us in found.items() if us and name != "fastnest"]
+    return f"{entry['name']}: {', '.join([time_text(own), *peers])}"
 
 
 def _line(cells: list[str]) -> str:
@@ -180,6 +189,62 @@ def _shorter(kernel: str) -> str:
     return name if len(name) <= 72 else f"{name[:69]}..."
 
 
+CONVOLUTIONS = (
+    "Each convolution of `dense_block2d`'s CUDA C++ kernels for compute capability 9.0, and the four dense blocks of "
+    "DenseNet-121 in evaluation as one CUDA graph, bfloat16. `warm` is one of ten calls in a CUDA graph, `cold` one "
+    "call with a cold L2 cache. `library` is torch's convolution alone, without the norms and relus that ours "
+    "includes. The prototype ran on an H200. `x` is the other's warm time over ours: above 1 ours is faster. `of "
+    "roofline` is of the cold time."
+)
+
+
+def convolutions(data: dict) -> list[str]:
+    """Whole blocks, and each convolution: as the kernels cut it, and cut in every other way."""
+    entries = [one for one in data.get("convolutions", []) if not one["what"]]
+    by_kind: dict[str, list[dict]] = {}
+    for one in entries:
+        by_kind.setdefault(one["kind"], []).append(one)
+    tables = [_blocks_table(found) if kind == "dense blocks" else _convolutions_table(kind, found, data["rates"])
+              for kind, found in by_kind.items()]  # fmt: skip
+    return [CONVOLUTIONS, *tables] if tables else []
+
+
+def _blocks_table(entries: list[dict]) -> str:
+    head = ["N", "fastnest", "with packing", "cold", "eager", "x eager", "prototype", "x prototype", "goal"]
+    lines = []
+    for one in sorted(entries, key=lambda one: -one["sizes"]["n"]):
+        warm, prototype = one["warm_us"], one["prototype_us"].get("warm")
+        cells = [str(one["sizes"]["n"]), *(time_text(warm.get(who)) for who in ("fastnest", "fastnest, packing"))]
+        cells += [time_text(one["cold_us"].get("fastnest")), time_text(warm.get("eager")), _over(one, warm["eager"])]
+        lines.append([*cells, time_text(prototype), _over(one, prototype), time_text(one["goal_us"])])
+    return f"**all dense blocks of DenseNet-121**\n\n{_table(head, lines)}"
+
+
+def _convolutions_table(kind: str, entries: list[dict], rates: dict) -> str:
+    """A line a size; the ways to cut it that were forced are columns."""
+    shapes = list(dict.fromkeys(one["shape"] for one in entries if one["shape"]))
+    by_size: dict[tuple, dict[str, dict]] = {}
+    for one in entries:
+        by_size.setdefault(tuple(one["sizes"].values()), {})[one["shape"]] = one
+    head = ["N", "PX", "C", "warm", "cold", "of roofline", "prototype", "x prototype", "library", "x library", *shapes]
+    lines = []
+    for size, found in sorted(by_size.items(), key=lambda item: [-letter for letter in item[0]]):
+        cells = ["-"] * 7
+        if "" in found:
+            one, prototype = found[""], found[""]["prototype_us"].get("warm")
+            least, library, cold = least_seconds(one, rates), one["warm_us"]["library"], one["cold_us"]["fastnest"]
+            cells = [time_text(one["warm_us"]["fastnest"]), time_text(cold)]
+            cells.append("-" if least is None else f"{least / cold * 1e6:.0%}")
+            cells += [time_text(prototype), _over(one, prototype), time_text(library), _over(one, library)]
+        forced = [time_text(found[shape]["warm_us"]["fastnest"]) if shape in found else "-" for shape in shapes]
+        lines.append([*map(str, size), *cells, *forced])
+    return f"**{kind}**\n\n{_table(head, lines)}"
+
+
+def _over(entry: dict, other: float | None) -> str:
+    return _number(other, entry["warm_us"]["fastnest"])
+
+
 def summary(data: dict) -> str:
     """One line a case, of fastnest as it chooses its kernels; those forced on CUDA C++ as a column of it."""
     forced = {(r["subject"], r["mode"], r["dtype"], *r["sizes"].values()): r for r in data["rows"] if r["backend"]}
@@ -237,7 +302,8 @@ def markdown(data: dict) -> str:
         key = (row["subject"], row["mode"], row["dtype"], row["backend"], tuple(row["sizes"]))
         groups.setdefault(key, []).append(row)
     times = [rows_table(rows, data["rates"]) for rows in groups.values()]
-    sections = {"Times": times, "Where the time goes": profiles(data), "Checks": [checks(data), *problems(data)]}
+    sections = {"Times": times, "Convolutions": convolutions(data), "Where the time goes": profiles(data)}
+    sections["Checks"] = [checks(data), *problems(data)]
     parts = [f"### {title}\n\n" + "\n\n".join(found) for title, found in sections.items() if found]
     return "\n\n".join([heading(data), *parts]) + "\n"
 

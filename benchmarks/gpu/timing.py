@@ -105,6 +105,16 @@ def profile(session: Session, until: float) -> None:
     _one_by_one(session, "profile", jobs, until)
 
 
+def time_convolutions(session: Session, until: float) -> None:
+    """Convolutions of dense_block2d one by one, and all of a network's at once, where their kernels run."""
+    listed = session.cases("convolutions", until)
+    if listed["no_convolutions"]:
+        what = {"stage": "convolutions", "name": "convolutions", "what": listed["no_convolutions"]}
+        session.record.add("not_measured", what)
+    jobs = [{"do": "convolutions", "name": name} for name in listed["convolutions"]]
+    _one_by_one(session, "convolutions", jobs, until)
+
+
 def _one_by_one(session: Session, stage: str, jobs: list[dict], until: float) -> None:
     """All jobs in one process, which has the GPU to itself; the others go on where one dies or does not end."""
     record, worker = session.record, session.worker(WORK)

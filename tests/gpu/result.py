@@ -35,6 +35,24 @@ def row(name: str, own: float = 10.0, **more) -> dict:
     }
 
 
+def convolution(name: str, kind: str = "3x3", own: float = 10.0, **more) -> dict:
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": "",
+        "sizes": {"n": 64, "px": 56, "c": 128},
+        "dtype": "bfloat16",
+        "flops": 10**9,
+        "bytes": 10**7,
+        "error": 1e-3,
+        "prototype_us": {"warm": 11.0, "cold": 20.0},
+        "warm_us": {"fastnest": own, "library": 25.0},
+        "cold_us": {"fastnest": 2 * own, "library": 30.0},
+        "what": "",
+        **more,
+    }
+
+
 def profile(name: str) -> dict:
     one = row(name)
     kernels = [{"name": f"void at::native::kernel_{i}<int|x>(float*)", "count": 2.0, "us": 10.0 - i} for i in range(8)]
@@ -118,4 +136,17 @@ class Office:
         return [job for worker in self.workers for job in worker.asked]
 
 
-__all__ = ["FACTS", "RATES", "RUNS", "Ended", "Office", "Script", "ScriptedWorker", "profile", "result", "row", "soon"]
+__all__ = [
+    "FACTS",
+    "RATES",
+    "RUNS",
+    "Ended",
+    "Office",
+    "Script",
+    "ScriptedWorker",
+    "convolution",
+    "profile",
+    "result",
+    "row",
+    "soon",
+]

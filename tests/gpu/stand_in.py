@@ -48,7 +48,7 @@ class StandIn:
         step()
         return next(self.ticks) * 1e-6
 
-    device_time = latency
+    device_time = warm_time = latency
 
     def peak_bytes(self, step: Callable[[], object]) -> int:
         step()

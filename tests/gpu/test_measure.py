@@ -110,14 +110,14 @@ def test_a_backend_that_cannot_run_is_told():
 
 
 def test_cases_are_listed_by_name_with_their_peers():
-    every = work.listed("", None)
+    every = work.listed("", None, StandIn())
     assert list(every["cases"]) == [case.name for case in cases.in_order()]
     assert len(every["compiled"]) == len(cases.compiled_pairs())
-    dense = work.listed("^dense_chain-train", ["compile"])
+    dense = work.listed("^dense_chain-train", ["compile"], StandIn())
     assert all(name.startswith("dense_chain-train") for name in dense["cases"])
     assert {tuple(peers) for peers in dense["cases"].values()} <= {("eager",)}
     assert {(p["peer"], p["network"], p["tuned"]) for p in dense["compiled"]} == {("compile", False, False)}
-    network = work.listed("DenseNet-121-train", None)
+    network = work.listed("DenseNet-121-train", None, StandIn())
     assert next(iter(network["cases"].values())) == ["eager", "memory-efficient"]
     assert all(pair["network"] for pair in network["compiled"])
     assert {pair["peer"]: pair["tuned"] for pair in network["compiled"]} == {

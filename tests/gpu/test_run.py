@@ -16,7 +16,7 @@ from fastnest.benchmarks.gpu import run as gpu_run
 def test_shares_and_ends():
     assert sum(gpu_run.SHARES.values()) + gpu_run.REST == pytest.approx(1)
     ends = gpu_run.ends(100.0, 800.0, list(gpu_run.SHARES))
-    assert list(ends) == ["install", "checks", "compile", "measure", "profile", "sanitize", "peers"]
+    assert list(ends) == ["install", "checks", "convolutions", "compile", "measure", "profile", "sanitize", "peers"]
     assert ends["install"] == pytest.approx(100 + 80)
     assert ends["peers"] == pytest.approx(100 + 800 * 0.97)
     assert gpu_run.ends(0.0, 100.0, ["peers"]) == pytest.approx({"peers": 97.0})
@@ -67,7 +67,8 @@ def options(tmp_path, *words) -> argparse.Namespace:
 def test_stages_in_order(tmp_path, stages):
     found = gpu_run.run(options(tmp_path), dict(FACTS), 0.0)
     every = list(gpu_run.SHARES)
-    assert stages == ["install 9.0a", "checks", f"compile {every}", "measure", "profile", "sanitize", "peers"]
+    before, after = ["install 9.0a", "checks", "convolutions"], ["measure", "profile", "sanitize", "peers"]
+    assert stages == [*before, f"compile {every}", *after]
     data = json.loads((tmp_path / "stand-in-r-5.json").read_text())
     assert data == found.data
     assert [stage["name"] for stage in data["stages"]] == every
