@@ -70,8 +70,8 @@ def check_one(session: Session, worker: Worker, job: dict, until: float) -> None
 
 def sanitize(session: Session, until: float) -> None:
     """compute-sanitizer, several at a time."""
-    found = dict.fromkeys((job["op"], job["backend"]) for job in _jobs(session, "sanitize", until))
-    jobs = [job for job in sanitizers.jobs(list(found)) if session.wants(job["op"], job["backend"], job["tool"])]
+    found = sanitizers.jobs(_jobs(session, "sanitize", until))
+    jobs = [job for job in found if session.wants(job["op"], job["backend"], job["tool"])]
 
     def do(worker: Worker, job: dict) -> None:
         sanitize_one(session, job, until)

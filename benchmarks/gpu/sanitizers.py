@@ -23,15 +23,23 @@ def program() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
 
 
-def jobs(kernels: list[tuple[str, str]]) -> list[dict]:
-    """Of every (op, backend), the tools in turn: memcheck of all comes first."""
+def jobs(checks: list[dict]) -> list[dict]:
+    """Of every op and backend that has checks, the tools in turn: memcheck of all comes first."""
+    checked: dict[tuple[str, str], set[str]] = {}
+    for job in checks:
+        checked.setdefault((job["op"], job["backend"]), set()).add(job["dtype"])
     return [
-        {"op": op, "backend": backend, "dtype": dtype, "tool": tool}
+        {"op": op, "backend": backend, "dtype": _as_taken(dtype, dtypes), "tool": tool}
         for tool in TOOLS
-        for op, backend in kernels
+        for (op, backend), dtypes in checked.items()
         for dtype in SANITIZED[backend][0]
         if tool in SANITIZED[backend][1]
     ]
+
+
+def _as_taken(dtype: str, checked: set[str]) -> str:
+    """Kernels that are not checked in float32 take it as TF32 alone."""
+    return "tf32" if dtype == "float32" and dtype not in checked else dtype
 
 
 def prefix(found: str, tool: str) -> list[str]:

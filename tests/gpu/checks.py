@@ -15,8 +15,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # where this file is the program
+from gpu import inference
 
 from fastnest import _backend
 from fastnest.benchmarks.gpu.children import serve
@@ -27,7 +31,6 @@ from fastnest.testing import (
     assert_same_bits,
     check_kernels,
     expect,
-    kernels,
     pooled,
     prepare,
     real_inputs,
@@ -62,13 +65,17 @@ class Check:
     backend: str = "triton"
     part: tuple[int, int] = (0, 1)
     until: float = float("inf")
+    inference: bool = False  # kernels without a backward: outputs alone are compared
+    operators: object = torch.ops.fastnest  # the compiled ones
 
     def prepare(self, one: Case, **options):
-        return prepare(one, self.backend, dtype=self.dtype, device=self.device.type, **options)
+        made = inference.outputs if self.inference else prepare
+        return made(one, self.backend, dtype=self.dtype, device=self.device.type, **options)
 
     def compare(self, one: Case, change=None, actual=None, pool=False) -> None:
         """A case, or results that should be its, against float64."""
-        results = partial(run, one, dtype=self.dtype, change=change, device=self.device.type)
+        ran = inference.run if self.inference else run
+        results = partial(ran, one, dtype=self.dtype, change=change, device=self.device.type)
         expected = expect(results, self.dtype)
         if pool:
             expected = pooled(expected)
@@ -96,25 +103,34 @@ class Check:
             checked.done += 1
         return checked
 
+    def samples(self) -> list[Case]:
+        return inference.samples() if self.inference else sample_inputs(self.op)
+
+    def small(self) -> list[Case]:
+        return inference.small() if self.inference else small_inputs(self.op)
+
+    def real(self) -> list[Case]:
+        return inference.real() if self.inference else real_inputs(self.op)
+
     def cases(self) -> list[Case]:
         """All of the op's, or its part of them: neighbours go to different parts."""
         i, k = self.part
-        return sample_inputs(self.op)[i::k]
+        return self.samples()[i::k]
 
     def awkward(self) -> list[Case]:
         """One of a few tiles and a rest: the largest that no tile divides, but not a huge one."""
-        odd = [one for one in sample_inputs(self.op) if one.is_contiguous and one.sizes["n"] % 16]
+        odd = [one for one in self.samples() if one.is_contiguous and one.sizes["n"] % 16]
         return [max((one for one in odd if _size(one) <= 2**18), key=_size)]
 
     def few(self, count: int) -> list[Case]:
         """Some contiguous ones with something to compute, from all over the list."""
-        dense = [one for one in sample_inputs(self.op) if one.sizes["n"] and one.is_contiguous]
+        dense = [one for one in self.samples() if one.sizes["n"] and one.is_contiguous]
         return dense[:: -(-len(dense) // count)]
 
 
 def first(check: Check) -> Checked:
     """One awkward size and what networks have, against float64: what is wrong everywhere is seen here at once."""
-    real = real_inputs(check.op)
+    real = check.real()
 
     def compared(one: Case) -> None:
         check.compare(one, pool=one in real and check.dtype is torch.float32)
@@ -153,7 +169,7 @@ def repeats(check: Check) -> Checked:
         for i in range(1, REPEATS):
             assert_same_bits(call.step(), first, f"repeat {i} of {one!r}")
 
-    largest = sorted(sample_inputs(check.op), key=lambda one: one.sizes["n"])[-1:]
+    largest = sorted(check.samples(), key=lambda one: one.sizes["n"])[-1:]
     return check.each([*largest, *check.few(4)], repeated)
 
 
@@ -221,7 +237,7 @@ def compiled(check: Check) -> Checked:
         call.case = Compiled(torch.compile(one.call, fullgraph=True))
         check.compare(one, actual=call.step())
 
-    return check.each(small_inputs(check.op)[:2], whole)
+    return check.each(check.small()[:2], whole)
 
 
 class Compiled:
@@ -275,7 +291,7 @@ def large(check: Check, more_than: int = MOST) -> Checked:
     Then every output repeats, too, means and variances are those of one repeat, and with the gradients of the outputs
     over the number of repeats, a power of 2, the gradients of all parameters are those of one repeat as well.
     """
-    one = LARGE[check.op]
+    one = (inference.LARGE if check.inference else LARGE)[check.op]
     small = check.prepare(one)
     elements = max(small.leaves["x"].numel(), *(output.numel() for output in small.forward()))
     repeats = 2 ** (more_than // elements).bit_length()
@@ -289,13 +305,15 @@ def large(check: Check, more_than: int = MOST) -> Checked:
         call = check.prepare(one)
         by_rows = check.op != "batch_stats"  # its outputs have a value per channel
         with torch.no_grad():
-            call.leaves["x"] = _over_and_over(call.leaves["x"], repeats).requires_grad_()
+            for name in [name for name in call.leaves if name == "x" or name.startswith("dropout")]:
+                call.leaves[name] = _over_and_over(call.leaves[name], repeats).requires_grad_(name == "x")
             call.gradients = [_over_and_over(g / repeats, repeats) if by_rows else g.clone() for g in call.gradients]
         results = call.step()
         n = one.sizes["n"]
         for at in (0, more_than // elements, repeats - 1):
             part = dict(results)
-            part["dx"] = results["dx"][at * n : (at + 1) * n] * repeats
+            if not check.inference:
+                part["dx"] = results["dx"][at * n : (at + 1) * n] * repeats
             if by_rows:
                 part["y"] = results["y"][at * n : (at + 1) * n]
             check.compare(one, actual=part)
@@ -318,7 +336,12 @@ def smallest(check: Check) -> Checked:
         check.device.synchronize()
         assert all(value.isfinite().all() for value in results.values()), f"not finite: {one!r}"
 
-    return check.each(small_inputs(check.op)[:1], stepped)
+    checked = check.each(check.small()[: 2 if check.inference else 1], stepped)
+    if check.inference:
+        shapes = inference.shapes(check)
+        checked.done, checked.of = checked.done + shapes.done, checked.of + shapes.of
+        checked.failures += shapes.failures
+    return checked
 
 
 ORDINARY = ("outputs_and_gradients", "nan_and_infinity")  # of which tests/ops has all but TF32
@@ -328,7 +351,7 @@ CHECKS = {
         *(first, outputs_and_gradients, nan_and_infinity, repeats, graphs, streams, compiled, chosen),
         *(large, smallest),
     )
-}
+} | inference.CHECKS
 # Unasked, which of two backends runs is a matter of measurement.
 BESIDE = {"cuda": ("graphs", "streams", "repeats", "nan_and_infinity", "compiled")}
 BESIDE["triton"] = ("chosen", *BESIDE["cuda"])
@@ -341,21 +364,29 @@ def jobs() -> Iterator[dict]:
     What may be wrong everywhere: one awkward and one real size in every dtype. What no CPU shows: more memory than 32
     bits count, graphs, streams, repeats. Then all the rest, a part of every dtype at a time.
     """
-    every = [{"op": op, "backend": backend} for op in OPS for backend in kernels("cuda", op)]
-    every.sort(key=lambda one: one["backend"], reverse=True)  # Triton first
+    every = [{"op": op, "backend": "triton"} for op in OPS]
+    every += [{"op": op, "backend": "cuda"} for op in OPS if "cuda" in _backend.registered(f"{op}_forward")]
+    without_backward = [one for one in every if inference.is_inference(**one)]
 
     def job(one: dict, dtype: str, check: str, part: str = "0/1") -> dict:
         return {**one, "dtype": dtype, "check": check, "part": part}
 
+    def those(dtype: str) -> list[dict]:
+        return [one for one in every if dtype in inference.DTYPES or one not in without_backward]
+
     for dtype in ("bfloat16", "float32", "float16", "tf32"):
-        yield from (job(one, dtype, "first") for one in every)
+        yield from (job(one, dtype, "first") for one in those(dtype))
+    yield from (job(one, "bfloat16", name) for name in inference.CHECKS for one in without_backward)
     yield from (job(one, "bfloat16", "large") for one in every)
     for dtype in ("bfloat16", "float32"):
         for name in BESIDE["triton"]:
-            yield from (job(one, dtype, name) for one in every if name in BESIDE[one["backend"]])
+            yield from (job(one, dtype, name) for one in those(dtype) if name in BESIDE[one["backend"]])
+    for dtype in ("float16", "tf32"):
+        for name in (*inference.IN_EVERY_DTYPE, *BESIDE["cuda"]):
+            yield from (job(one, dtype, name) for one in without_backward)
     for part in range(PARTS):
         for dtype in DTYPES:
-            yield from (job(one, dtype, "outputs_and_gradients", f"{part}/{PARTS}") for one in every)
+            yield from (job(one, dtype, "outputs_and_gradients", f"{part}/{PARTS}") for one in those(dtype))
 
 
 def report(name: str, check: Check, label: str) -> dict:
@@ -391,7 +422,8 @@ def work(job: dict, device) -> Iterator[dict]:
     device.take_float32(tf32=label == "tf32")
     dtype = getattr(torch, label.replace("tf32", "float32"))
     part = tuple(map(int, job.get("part", "0/1").split("/")))
-    check = Check(job["op"], dtype, device, job["backend"], part, job.get("until", float("inf")))
+    until, no_backward = job.get("until", float("inf")), inference.is_inference(job["op"], job["backend"])
+    check = Check(job["op"], dtype, device, job["backend"], part, until, no_backward)
     yield report(job["check"], check, label)
     device.synchronize()
     device.free_bytes()  # for the other processes

@@ -115,6 +115,11 @@ def test_every_kernel_is_sanitized(session, monkeypatch):
     assert {s["what"] for s in found} == {"no compute-sanitizer here"}
 
 
+def test_float32_is_sanitized_as_it_is_taken():
+    found = sanitizers.jobs([job("first", dtype=dtype) for dtype in ("bfloat16", "tf32")])
+    assert [one["dtype"] for one in found if one["tool"] == "memcheck"] == ["bfloat16", "tf32"]
+
+
 def test_sanitizers_run_the_backend_that_they_name(session, monkeypatch):
     monkeypatch.setattr(sanitizers, "program", lambda: "/a/compute-sanitizer")
     passed = {"verdict": "passed", "what": ""}

@@ -111,7 +111,7 @@ def test_bits_that_change_are_found(name, monkeypatch, few_repeats):
 @pytest.mark.parametrize("built", [(), ("residual_chain", "dense_chain")])
 def test_what_is_built_in_cuda_is_checked_too(built, monkeypatch):
     """Everything but what runs unasked, in as many parts and dtypes as Triton's."""
-    names = [f"{op}_forward" for op in built]
+    names = [f"{op}_{way}" for op in built for way in ("forward", "backward")]
     monkeypatch.setattr(checks._backend, "registered", lambda name: ("cuda",) if name in names else ())
     of = {"triton": set(), "cuda": set()}
     for job in checks.jobs():
@@ -174,7 +174,7 @@ def test_main_says_a_line_a_check(capsys):
 
 def test_jobs_are_every_check_of_every_op_and_dtype():
     jobs = list(checks.jobs())
-    assert {job["check"] for job in jobs} | {"smallest"} == set(checks.CHECKS)
+    assert {job["check"] for job in jobs} | {"smallest", *checks.inference.CHECKS} == set(checks.CHECKS)
     for op in OPS:
         for dtype in checks.DTYPES:
             these = [job for job in jobs if (job["op"], job["dtype"], job["backend"]) == (op, dtype, "triton")]

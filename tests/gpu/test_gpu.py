@@ -1,6 +1,7 @@
 """What only a GPU shows, every such job of checks.py in a process of its own; `make gpu` runs all without pytest.
 
-Outputs, gradients, NaN and infinities are in tests/ops, by the same cases on every device that is here.
+Outputs, gradients, NaN and infinities are in tests/ops, by the same cases on every device that is here; of kernels for
+inference alone, they are here.
 """
 
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import checks
+from gpu import checks, inference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,7 +22,13 @@ def name_of(job: dict) -> str:
     return " ".join(job.values())
 
 
-JOBS = [job for job in checks.jobs() if job["check"] not in checks.ORDINARY or job["dtype"] == "tf32"]
+JOBS = [
+    job
+    for job in checks.jobs()
+    if job["check"] not in checks.ORDINARY
+    or job["dtype"] == "tf32"
+    or inference.is_inference(job["op"], job["backend"])
+]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=name_of)
