@@ -27,7 +27,9 @@ def _dense(mode: str, *sizes: tuple[int, int]) -> list[Case]:
 
 
 def _densenet(mode: str, *images: int) -> list[Case]:
-    peers = ("eager", *(("memory-efficient",) if mode == "train" else ()), *COMPILED)
+    """In evaluation beside the kernels in Triton, where there are some in CUDA C++."""
+    beside = ("triton",) if "cuda" in _backend.registered("dense_block2d_forward") else ()
+    peers = ("eager", *(("memory-efficient",) if mode == "train" else beside), *COMPILED)
     return [Case("DenseNet-121", mode, "bfloat16", {"n": n, "px": 224}, peers) for n in images]
 
 

@@ -1,5 +1,6 @@
 """Single convolutions and dense blocks as `make gpu` times them, with plain torch in the place of their operators."""
 
+import inspect
 import json
 import re
 from dataclasses import replace
@@ -9,6 +10,7 @@ import torch
 from gpu import packed_stand_in as operators
 from gpu.result import FACTS, RATES, Ended, convolution, result, soon
 from gpu.stand_in import StandIn
+from marks import needs_cpp
 
 from fastnest.benchmarks.gpu import convolutions, record, table, timing, work
 
@@ -35,6 +37,29 @@ class Hopper(StandIn):
 @pytest.fixture
 def built(monkeypatch):
     monkeypatch.setattr(convolutions._backend, "registered", lambda name: ("cuda",))
+
+
+@needs_cpp
+@pytest.mark.parametrize("name", ["dense_block2d_packed_forward", "norm_conv_1x1", "conv_3x3"])
+def test_the_stand_in_is_called_as_the_compiled_operators_are(name):
+    schema = getattr(torch.ops.fastnest, name).default._schema
+    assert [argument.name for argument in schema.arguments] == list(
+        inspect.signature(getattr(operators, name)).parameters
+    )
+
+
+@needs_cpp
+def test_weights_are_packed_in_the_order_of_the_compiled_operator():
+    schema = torch.ops.fastnest.dense_block2d_pack.default._schema
+    assert [argument.name for argument in schema.arguments] == ["like", *operators.PACKED, "eps"]
+    block = convolutions.DenseBlock(2, 8, 4, False)
+    shapes = [[tuple(one.shape) for one in tensors] for tensors in convolutions.lists_of(block)]
+    assert shapes[:2] == [[(16, 8, 1, 1), (16, 12, 1, 1)], [(4, 16, 3, 3)] * 2]
+    assert shapes[2:] == [[(8,), (12,)]] * 4 + [[(16,)] * 2] * 4
+    for which in ("weight", "bias", "running_mean", "running_var"):
+        for norm in ("norm1", "norm2"):
+            at = operators.PACKED.index(f"{norm}_{which.removeprefix('running_')}")
+            assert convolutions.lists_of(block)[at][1] is getattr(getattr(block["denselayer2"], norm), which)
 
 
 def test_sizes_are_those_of_the_prototype():
@@ -210,6 +235,16 @@ def test_answers(monkeypatch):
     monkeypatch.setattr(convolutions, "measure", wrong_numbers)
     found = work.answer({"do": "convolutions", "name": name}, StandIn())["failures"]
     assert found == {"name": name, "what": "wrong numbers, no speed reported: off"}
+
+
+def test_memory_is_left_to_the_next_convolution(monkeypatch):
+    """What a case of a network needs, to be rid of what torch.compile made, takes longer than a convolution."""
+    called = []
+    monkeypatch.setattr(work.gc, "collect", lambda: called.append("collect"))
+    monkeypatch.setattr(work.convolutions, "measure", lambda case, device: {"name": case.name})
+    name = convolutions.chosen()[0].name
+    assert [*work.work({"do": "convolutions", "name": name}, StandIn())] == [{"convolutions": {"name": name}}]
+    assert called == []
 
 
 def replies(listed: dict):

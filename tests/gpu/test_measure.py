@@ -85,6 +85,18 @@ def test_what_is_built_in_cuda_is_timed_beside_triton(monkeypatch):
     assert {case.backend for case, _ in cases.compiled_pairs()} == {""}
 
 
+def test_a_network_in_evaluation_is_timed_beside_triton_where_cuda_runs_its_blocks(monkeypatch):
+    def peers() -> dict[str, tuple[str, ...]]:
+        return {case.mode: case.peers for case in cases.in_order() if case.subject == "DenseNet-121"}
+
+    assert "triton" not in peers()["forward"]
+    monkeypatch.setattr(
+        cases._backend, "registered", lambda name: ("cuda",) if name.startswith("dense_block2d") else ()
+    )
+    assert "triton" in peers()["forward"]
+    assert "triton" not in peers()["train"]
+
+
 @pytest.mark.skipif(BACKEND != "cpp", reason="the C++ kernels are not built")
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_a_row_of_two_backends(mode, monkeypatch):

@@ -26,6 +26,7 @@ def test_shares_and_ends():
 def test_what_is_timed_is_compiled_before():
     assert gpu_run.in_order(["peers", "checks"]) == ["checks", "compile", "peers"]
     assert gpu_run.in_order(["profile"]) == ["compile", "profile"]
+    assert gpu_run.in_order(["convolutions"]) == ["convolutions"]
     assert gpu_run.in_order(["sanitize"], prebuilt=True) == ["install", "sanitize"]
     assert gpu_run.in_order(list(gpu_run.SHARES)) == list(gpu_run.SHARES)
 
