@@ -183,6 +183,8 @@ void only_3x3(Tensor h, Tensor packed, int64_t channels, int64_t growth, Tensor 
   check_element(h);
   const auto layer =
       packed_layer(element_of(h), static_cast<int>(channels), static_cast<int>(h.size(1)), static_cast<int>(growth));
+  STD_TORCH_CHECK(layer.hidden == h.size(1), "fastnest: conv_3x3: h must have a multiple of 16 bytes of channels, got ",
+                  h.size(1), " channels");
   const Layer one{layer, static_cast<const unsigned char*>(packed.const_data_ptr())};
   constexpr const char* kNames[] = {"", "8_lines", "4_lines", "8_columns"};
   check_convolution(conv_3x3(second_of(one, h, h.const_data_ptr(), channel_of(y, first), pixel_stride(y),

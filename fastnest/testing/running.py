@@ -23,10 +23,11 @@ def kernels(device: str = "cpu", op: str = "") -> list[str]:
     """What `kernel` can force for tensors of a device, other than the reference.
 
     On a CPU the C++ kernels on every instruction set, none where they are not built. On a GPU Triton, and CUDA C++ if
-    the op has such kernels in this build; whether they can run there is for `kernel` to say.
+    the op has such kernels in this build, forward and backward; whether they can run there is for `kernel` to say.
     """
     if device != "cpu":
-        return ["triton", *(["cuda"] if "cuda" in _backend.registered(f"{op}_forward") else [])]
+        both = all("cuda" in _backend.registered(f"{op}_{way}") for way in ("forward", "backward"))
+        return ["triton", *(["cuda"] if both else [])]
     return [f"cpp {name}" for name in _backend._C.instruction_sets()] if _backend.CPP_IS_BUILT else []
 
 
