@@ -46,25 +46,26 @@ inline const char* encode(const BoxLayout& layout, TensorMap* map) {
   return result == CUDA_SUCCESS ? nullptr : "the driver takes no tensor map of this layout";
 }
 
-// Where a wait that never ends (instructions.h) says so, seen by the host even after a trap; null where there is none.
-inline volatile int* host_note() {
+// Where a wait that never ends (instructions.h) says so, at one address for host and GPU, and there even after a trap;
+// null where there is no such memory.
+inline volatile int* wait_note() {
   static int* const note = [] {
+    // Allocating would end a capture that another call is part of, were it not said that this has nothing to do with
+    // it.
+    auto mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
     void* memory = nullptr;
     if (cudaHostAlloc(&memory, 4 * sizeof(int), cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess)
-      return static_cast<int*>(nullptr);
-    return static_cast<int*>(memset(memory, 0, 4 * sizeof(int)));
+      cudaGetLastError();  // or torch would take it for its own
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return static_cast<int*>(memory ? memset(memory, 0, 4 * sizeof(int)) : nullptr);
   }();
   return note;
-}
-inline volatile int* wait_note() {
-  void* note = nullptr;
-  if (host_note()) cudaHostGetDevicePointer(&note, const_cast<int*>(host_note()), 0);
-  return static_cast<volatile int*>(note);
 }
 // What it says, or null.
 inline const char* note_in_words() {
   static char words[128];
-  const volatile int* const note = host_note();
+  const volatile int* const note = wait_note();
   if (!note || !note[0]) return nullptr;
   std::snprintf(words, sizeof(words), "wait %d of block %d, thread %d, for parity %d never ended", note[0], note[1],
                 note[2], note[3]);

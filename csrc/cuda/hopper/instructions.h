@@ -56,10 +56,11 @@ FASTNEST_DEVICE bool is_over(Address barrier, int parity) {
                : "memory");
   return over;
 }
-// Returns when the phase of that parity is over. A phase that never ends must not hang the GPU: after 2^22 polls or a
-// few seconds it leaves a note (wait_note.h) and traps. (No printf: with a call in it, ptxas makes every product wait.)
+// Returns when the phase of that parity is over. A phase that never ends must not hang the GPU: after a few seconds,
+// and a thousand polls in case a debugger held the GPU, it leaves a note (driver.h) and traps. (No printf: with a call
+// in a kernel, ptxas makes each product wait for the one before.)
 FASTNEST_DEVICE void wait(Address barrier, int parity, volatile int* note, int where) {
-  constexpr int kPolls = 1 << 22;
+  constexpr int kPolls = 1 << 10;
   constexpr uint32_t kTicks = 2;  // of 2^32 cycles
   if (is_over(barrier, parity)) return;
   const auto now = [] {
@@ -68,9 +69,11 @@ FASTNEST_DEVICE void wait(Address barrier, int parity, volatile int* note, int w
     return ticks;
   };
   const uint32_t start = now();
+  do {
 #pragma unroll 1
-  for (int i = 0; i < kPolls && now() - start < kTicks; ++i)
-    if (is_over(barrier, parity)) return;
+    for (int i = 0; i < kPolls; ++i)
+      if (is_over(barrier, parity)) return;
+  } while (now() - start < kTicks);
   if (note) {
     note[0] = where, note[1] = static_cast<int>(blockIdx.x), note[2] = static_cast<int>(threadIdx.x), note[3] = parity;
     __threadfence_system();
