@@ -88,7 +88,7 @@ struct Layer {
 };
 
 NormConv1x1 first_of(const Layer& one, const Tensor& x, void* h, Shape1x1 shape) {
-  return {element_of(x), x.const_data_ptr(), pixel_stride(x), pixels_in(x), one.packed, one.layer, h, shape};
+  return {element_of(x), x.const_data_ptr(), pixel_stride(x), pixels_in(x), one.packed, one.layer, h, shape, false};
 }
 
 Conv3x3 second_of(const Layer& one, const Tensor& image, const void* h, void* y, int64_t y_stride, Shape3x3 shape) {
@@ -129,9 +129,10 @@ Tensor packed_forward(Tensor x, Tensor packed, std::vector<int64_t> hidden, std:
   int64_t c = x.size(1);
   for (size_t i = 0; i < layers.size(); ++i) {
     NormConv1x1 first = first_of(layers[i], y, h.mutable_data_ptr(), Shape1x1::kChosen);
-    first.x_stride = channels;
+    first.x_stride = channels, first.overlaps = true;
     check_convolution(norm_conv_1x1(first, gpu.stream));
     Conv3x3 second = second_of(layers[i], y, h.const_data_ptr(), channel_of(y, c), channels, Shape3x3::kChosen);
+    second.overlaps = true;
     if (!masks.empty()) second.factor = masks[i].const_data_ptr(), second.factor_stride = pixel_stride(masks[i]);
     check_convolution(conv_3x3(second, gpu.stream));
     c += growth[i];

@@ -76,6 +76,7 @@ struct NormConv1x1 {
   PackedLayer layer;
   void* h;  // [pixels, layer.hidden]
   Shape1x1 shape;
+  bool overlaps;
 };
 struct Conv3x3 {
   Element element;
@@ -89,10 +90,12 @@ struct Conv3x3 {
   const void* factor;  // the same of a dropout mask, or null
   int64_t factor_stride;
   Shape3x3 shape;
+  bool overlaps;
 };
 
-// Launched on `stream` of the current device. Null, or why it could not be launched. Convolutions overlap with the
-// launch before, which must be another of them or one that starts when all before it have ended.
+// Launched on `stream` of the current device. Null, or why it could not be launched. A convolution that overlaps begins
+// while the launch before ends: that must be another of them, or one that begins when all before it have ended, and not
+// the one that packs the weights.
 const char* pack_layers(const LayersToPack& layers, void* stream);
 const char* copy_pixels(Element element, const void* x, int64_t x_stride, void* y, int64_t y_stride, int64_t pixels,
                         int channels, void* stream);

@@ -32,7 +32,8 @@ Shape1x1 chosen(const Device& device, int64_t pixels, int stages_of_resident) {
 }
 
 template <class T, int N>
-const char* resident(const Device& device, const TensorMap& x, Args1x1 args, int stages, void* stream) {
+const char* resident(const Device& device, const NormConv1x1& conv, const TensorMap& x, Args1x1 args, int stages,
+                     void* stream) {
   if (stages == 0) return "norm_conv_1x1: no room in shared memory for the weights of so many channels";
   args.stages = stages;
   args.tiles = static_cast<int>(divide_up(args.pixels, kTilePixels));
@@ -41,12 +42,12 @@ const char* resident(const Device& device, const TensorMap& x, Args1x1 args, int
   grid.shared_bytes = shared_1x1(args.chunks * N * 128 + 2 * stages * kTileBytes, args.chunks, kNormFloats<T>, N,
                                  4 * stages + args.chunks)
                           .bytes;
-  grid.overlaps = true;
+  grid.overlaps = conv.overlaps;
   return launch(norm_conv_1x1_resident_kernel<T, N>, grid, stream, x, args);
 }
 
 template <class T, int N, int kTall, int kSplits, int kBlocks>
-const char* streamed(const Device& device, const TensorMap& x, Args1x1 args, void* stream) {
+const char* streamed(const Device& device, const NormConv1x1& conv, const TensorMap& x, Args1x1 args, void* stream) {
   constexpr int kStage = kTall * kTileBytes + N * 128, kMost = 16, kOfSystem = 1024;
   constexpr int kSums = (kSplits - 1) * kTall * N / 2 * 128 * 4;  // bytes, in the place of stages
   const int room = device.shared_bytes / kBlocks - (kBlocks > 1 ? kOfSystem : 0);
@@ -61,7 +62,7 @@ const char* streamed(const Device& device, const TensorMap& x, Args1x1 args, voi
   args.stages = stages;
   Grid grid{divide_up(args.pixels, kTall * kTilePixels), kTall * kSplits * 128 + 128, bytes(stages)};
   grid.y = args.outputs / N;
-  grid.overlaps = true;
+  grid.overlaps = conv.overlaps;
   if (grid.shared_bytes > device.shared_bytes) return "norm_conv_1x1: no room in shared memory for so many channels";
   return launch(norm_conv_1x1_streamed_kernel<T, N, kTall, kSplits, kBlocks>, grid, stream, x, args);
 }
@@ -92,10 +93,10 @@ const char* run(const NormConv1x1& conv, void* stream) {
   args.chunks = layer.b_chunks, args.outputs = layer.b_outputs;
   args.note = hopper::wait_note();
   const Shape1x1 shape = conv.shape == Shape1x1::kChosen ? chosen(device, conv.pixels, stages) : conv.shape;
-  if (shape == Shape1x1::kSplit) return streamed<T, 64, 1, 2, 2>(device, x, args, stream);
+  if (shape == Shape1x1::kSplit) return streamed<T, 64, 1, 2, 2>(device, conv, x, args, stream);
   const auto of = [&]<int N>() {
-    return shape == Shape1x1::kResident ? resident<T, N>(device, x, args, stages, stream)
-                                        : streamed<T, N, 2, 1, 1>(device, x, args, stream);
+    return shape == Shape1x1::kResident ? resident<T, N>(device, conv, x, args, stages, stream)
+                                        : streamed<T, N, 2, 1, 1>(device, conv, x, args, stream);
   };
   switch (layer.b_outputs) {
     case 64: return of.template operator()<64>();

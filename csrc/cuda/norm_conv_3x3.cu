@@ -77,7 +77,7 @@ const char* run_tiles(const Device& device, const Conv3x3& conv, void* stream) {
   if (fitted.stages == 0) return "conv_3x3: no room in shared memory for so many lines";
   args.resident = fitted.resident, args.stages = fitted.stages;
   Grid grid{tiles < device.multiprocessors ? tiles : device.multiprocessors, kThreads3x3, fitted.bytes};
-  grid.overlaps = true;
+  grid.overlaps = conv.overlaps;
   return launch(conv_3x3_kernel<T, kOutputs, kWidth, kTall>, grid, stream, h, args);
 }
 
