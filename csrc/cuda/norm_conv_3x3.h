@@ -3,7 +3,7 @@
 // further is a multiple of 1024 bytes and one descriptor away; the three columns of K are outputs of the same product,
 // and what belongs to the pixel beside is handed over in registers, where a warp's 16 rows are one line or two.
 //
-// A line that is wider than an image has no halo: the ends of a line take nothing from beside. A wider image is cut
+// An image that is no wider than a line needs no halo: the line's ends take nothing from beside. A wider one is cut
 // into tiles that overlap by two columns. K lies in shared memory as long as a block lives, or arrives with h, 128
 // bytes of channels at a time, where it is too large. Two warpgroups have tiles, stages and a producer warp each.
 #pragma once
@@ -18,7 +18,7 @@ using hopper::TensorMap;
 
 constexpr int kThreads3x3 = 320;
 
-// Of each warpgroup, which holds one while it waits for the next; of 144 columns of four bytes there is room for one.
+// Of a warpgroup, which holds one while it waits for the next. 48 outputs of four bytes leave room for one alone.
 template <class T, int kOutputs>
 constexpr int kLeastStages = sizeof(T) == 4 && kOutputs > 32 ? 1 : 2;
 
@@ -73,7 +73,7 @@ FASTNEST_DEVICE float2 beside(float upper, float lower, int lane) {
 template <class T, int kOwn>
 struct Outputs {
   float value[kOwn];
-  // From channel `first` of a pixel at `to` on, as far as there are channels, times their factors if there are any.
+  // Into as many of a pixel's channels as there are at `to`, times the factors there, if there are any.
   FASTNEST_DEVICE void store(T* to, const T* factor, int channels, bool vectors) {
     constexpr int kWords = kOwn * static_cast<int>(sizeof(T)) / 4;
     if (vectors && channels >= kOwn) {
