@@ -17,6 +17,7 @@ DENSE_BLOCK2D = [(check, dtype) for check in ("outputs", "shapes") for dtype in 
 DENSE_BLOCK2D += [
     (check, dtype) for check in ("layouts", "nan_and_infinity", "repeats") for dtype in ("tf32", "bfloat16")
 ]
+DENSE_BLOCK2D += [("operators", "bfloat16")]
 RUNS += [("check_dense_block2d.py", *one) for one in DENSE_BLOCK2D]
 
 

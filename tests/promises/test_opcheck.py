@@ -47,8 +47,15 @@ def calls(op: str, dtype: torch.dtype) -> dict:
     return recording.calls
 
 
+# With kernels for GPUs alone: tests/cuda/on_host/check_dense_block2d.py checks them, run on the CPU.
+FOR_GPUS = {f"fastnest::dense_block2d_{name}" for name in ("pack", "packed_forward")}
+# A single convolution, for benchmarks/gpu/convolutions.py; the library never calls them.
+MEASURED = {"fastnest::norm_conv_1x1", "fastnest::conv_3x3"}
+
+
 def registered() -> set[str]:
-    return {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("fastnest::")}
+    names = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("fastnest::")}
+    return names - FOR_GPUS - MEASURED
 
 
 def test_every_operator_is_checked():

@@ -12,6 +12,7 @@ from itertools import cycle, product
 import torch
 from check import H100, SMALL_H100, Device, Kernels, Rounding
 from torch import Tensor
+from torch.library import opcheck
 from torch.nn import functional as F
 
 from fastnest.reference.dense_block2d import Weights
@@ -144,6 +145,26 @@ def shapes(kernels: Kernels) -> None:
             one = case(2, width, h, w, (d,), (b,))
             kernels.on(*next(turns))
             check(kernels, one, partial(layer, one, shape, kernel))
+
+
+def operators(kernels: Kernels) -> None:
+    """torch.library.opcheck of all that GPUs alone have kernels for."""
+    ops, c, b, d = torch.ops.fastnest, 16, 24, 24
+    kernels.on(H100)
+    one = case(2, c, 3, 9, (d,), (b,), dropout=True)
+    tensors = {name: values for name, values in one.tensors(kernels.dtype).items() if name != "x"}
+    tensors = {name: [value.detach() for value in values] for name, values in tensors.items()}
+    x = one.tensors(kernels.dtype)["x"].detach()
+    lists = (tensors["conv1"], tensors["conv2"], *([tensors[name][0].float()] for name in NORMS), 1e-5)
+    packed = ops.dense_block2d_pack(x, *lists)
+    opcheck(ops.dense_block2d_pack.default, (x, *lists))
+    for dropout in (None, tensors["dropout"]):
+        opcheck(ops.dense_block2d_packed_forward.default, (x, packed, [b], [d], dropout))
+    # Those for measurements are never compiled.
+    h, y = ops.norm_conv_1x1(x, c, packed, b, d, ""), torch.zeros_like(ops.dense_block2d_packed_forward(
+        x, packed, [b], [d], None))  # fmt: skip
+    opcheck(ops.norm_conv_1x1.default, (x, c, packed, b, d, ""), test_utils="test_schema")
+    opcheck(ops.conv_3x3.default, (h, packed, c, d, y, c, ""), test_utils="test_schema")
 
 
 if __name__ == "__main__":
