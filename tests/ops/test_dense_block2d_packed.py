@@ -16,6 +16,7 @@ import pytest
 import torch
 from marks import needs_cpp
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastnest import _backend, nn
@@ -555,7 +556,7 @@ def test_schemas_are_those_of_the_compiled_operators(name):
 @needs_cpp
 def test_fakes_and_flops_are_those_of_the_forward():
     lists = list(Weights(**tensors_of(block()), dropout=[]))[:10]
-    with FakeTensorMode():
+    with FakeTensorMode(shape_env=ShapeEnv()):
         lists = [[torch.empty(t.shape, device="cuda:0") for t in one] for one in lists]
         x = torch.empty(2, C, 3, 5, device="cuda:0", dtype=torch.bfloat16)
         with FlopCounterMode(display=False) as counter:
