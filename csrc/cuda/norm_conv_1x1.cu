@@ -4,7 +4,6 @@
 namespace fastnest::cuda {
 namespace {
 
-using hopper::BoxLayout;
 using hopper::kNormFloats;
 
 constexpr int kLeastStages = 4, kMostStages = 10;  // of a resident B's two rings

@@ -102,7 +102,7 @@ constexpr int kResidentThreads = 320;
 
 // Shared memory of both kernels: rows of 128 bytes first, then the norms, then barriers.
 struct Shared1x1 {
-  int rows, norm1, norm2, barriers, bytes;
+  int norm1, norm2, barriers, bytes;
 };
 constexpr Shared1x1 shared_1x1(int row_bytes, int chunks, int norm_floats, int outputs, int barriers) {
   Shared1x1 at{};

@@ -4,8 +4,6 @@
 namespace fastnest::cuda {
 namespace {
 
-using hopper::BoxLayout;
-
 constexpr int kMostStages = 6;                // of each warpgroup
 constexpr int kMostOutputsOfEightLines = 32;  // more sums of two times 64 pixels would not fit into registers
 

@@ -40,8 +40,8 @@ constexpr int round_up(int size, int by) { return (size + by - 1) / by * by; }
 // The next address at which rows may begin.
 FASTNEST_DEVICE Address align_rows(Address address) { return (address + kSwizzleBytes - 1) & ~(kSwizzleBytes - 1); }
 
-// Swizzled rows of which a product reads 32 bytes each, from `first` on: a multiple of 1024, and of kStepBytes within
-// the first row. Two numbers of rows, side by side along the 128 bytes, are K-major operands.
+// A K-major operand: swizzled rows of which a product reads 32 bytes each, from `first` on. That is a multiple of 1024,
+// plus a multiple of kStepBytes within the first row.
 FASTNEST_DEVICE Descriptor rows_at(Address first) {
   constexpr Descriptor kSwizzle128 = Descriptor{1} << 62, kNextEightRows = Descriptor{kSwizzleBytes / 16} << 32;
   constexpr Descriptor kUnused = Descriptor{1} << 16;  // the leading offset
